@@ -1,0 +1,141 @@
+"""Finds the kernels on the disk and loads their backends.
+
+`kernels()`, `spec(kernel)`, `load(kernel, backend)` and `sources(kernel, backend)` are all that the
+study knows. A kernel is a folder `phase*/day*/` with `<kernel>.py`; a backend is a row of `BACKENDS` and
+a file `<kernel>_<backend>.py` in each such folder. Folders are looked for under every entry of
+`implementations.__path__`.
+"""
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+import implementations
+from implementations import DEVICE
+from implementations.common.spec import KernelSpec
+
+COMMON = Path(__file__).parent
+
+
+class Unavailable(RuntimeError):
+    """A backend cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """title: as the report calls it. packages: what its files import, by device.
+    shared: files of `common/` whose text its kernels run through (part of their source hash).
+    capability: the least CUDA compute capability; a kernel's file may ask for more by `CAPABILITY`.
+    """
+
+    title: str
+    packages: tuple[str, ...]
+    shared: tuple[str, ...] = ()
+    capability: tuple[int, int] = (8, 0)
+
+
+BACKENDS = {
+    "triton": Backend("Triton", ("triton",)),
+    "cupy": Backend("CUDA C++", ("cupy", "cuda.core"), ("cuda_cpp.py",)),
+    "numba": Backend("Numba", ("numba", "numba.cuda"), ("numba_cuda.py",)),
+}
+
+
+def folders() -> dict[str, Path]:
+    """Kernel name → its folder, in the order of the days."""
+    suffixes = tuple(f"_{backend}" for backend in BACKENDS)
+    found = {}
+    for root in implementations.__path__:
+        for path in sorted(Path(root).glob("phase*/day*/*.py")):
+            if not path.stem.endswith(suffixes):
+                found[path.stem] = path.parent
+    return found
+
+
+def kernels() -> tuple[str, ...]:
+    """The names of all kernels, in the order of the days."""
+    return tuple(folders())
+
+
+def phase(kernel: str) -> int:
+    """The phase of a kernel, 1 to 5, from its folder's name."""
+    return int(re.match(r"phase(\d+)", folders()[kernel].parent.name)[1])
+
+
+def _module(kernel: str, suffix: str = ""):
+    folder = folders()[kernel]
+    return importlib.import_module(
+        ".".join(("implementations", folder.parent.name, folder.name, kernel + suffix))
+    )
+
+
+def spec(kernel: str) -> KernelSpec:
+    """The kernel's `SPEC`. KeyError for a name that has no folder."""
+    module = _module(kernel)
+    if not isinstance(getattr(module, "SPEC", None), KernelSpec):
+        raise TypeError(f"{module.__file__} must define SPEC, a KernelSpec")
+    return module.SPEC
+
+
+@cache
+def missing(backend: str) -> str | None:
+    """Why a backend cannot run on this machine, or None if it can."""
+    row = BACKENDS[backend]
+    for package in row.packages:
+        try:
+            found = find_spec(package)
+        except ModuleNotFoundError:
+            found = None
+        if not found:
+            return f"package {package.split('.')[0]} is not installed"
+    if DEVICE == "cuda":
+        return _lacks(row.capability)
+    return None
+
+
+def _lacks(capability: tuple[int, int]) -> str | None:
+    have = torch.cuda.get_device_capability()
+    if have >= capability:
+        return None
+    return "needs compute capability {}.{}, this is {}.{}".format(*capability, *have)
+
+
+def load(kernel: str, backend: str) -> Callable:
+    """The host function of `kernel` in `backend`, with the reference's name and parameters.
+
+    Raises Unavailable, with the reason, where it cannot run here; TypeError where its parameters are
+    not the reference's.
+    """
+    if reason := missing(backend):
+        raise Unavailable(f"{backend}: {reason}")
+    module = _module(kernel, f"_{backend}")
+    if DEVICE == "cuda" and (reason := _lacks(getattr(module, "CAPABILITY", (8, 0)))):
+        raise Unavailable(f"{kernel} in {backend}: {reason}")
+    host = getattr(module, kernel)
+    ours, theirs = inspect.signature(host), inspect.signature(spec(kernel).reference)
+    if ours != theirs:
+        raise TypeError(
+            f"{module.__file__}: {kernel}{ours} must have the reference's parameters {theirs}"
+        )
+    return host
+
+
+def sources(kernel: str, backend: str) -> tuple[Path, ...]:
+    """The files that make up one implementation: its own, those of `common/` it includes or imports."""
+    folder = folders()[kernel]
+    own = [p for p in (folder / f"{kernel}_{backend}.py",) if p.exists()]
+    if backend == "cupy" and (cu := folder / f"{kernel}.cu").exists():
+        own.append(cu)
+    helpers = re.compile(r'#include "(\w+\.cuh)"|from implementations\.common\.(numba_ptx) import')
+    shared = set(BACKENDS[backend].shared)
+    for path in own:
+        for header, module in helpers.findall(path.read_text()):
+            shared.add(header or f"{module}.py")
+    return (*own, *(COMMON / name for name in sorted(shared)))

@@ -1,0 +1,107 @@
+"""What a kernel's spec states: the formula, its inputs, its work, its sizes and how agreement is judged."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+
+Size = Mapping[str, int]  # the named dimensions of one problem, e.g. {"M": 4096, "N": 8192}
+
+
+@dataclass(frozen=True)
+class Work:
+    """The compulsory work of one call.
+
+    bytes: each input read once and each output written once.
+    flops: the operations of the mathematics, not of an implementation.
+    unit: "GB/s" where bytes bound the kernel, "TFLOP/s" where flops do; speed is stated in it.
+    """
+
+    bytes: int
+    flops: int
+    unit: str = "GB/s"
+
+    def speed(self, microseconds: float) -> float:
+        """This work done in `microseconds`, in `unit`."""
+        return (
+            self.bytes / microseconds / 1e3
+            if self.unit == "GB/s"
+            else self.flops / microseconds / 1e6
+        )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How an output y is judged against the float64 oracle ŷ of the same rounded inputs.
+
+    rule, with u the unit roundoff of the output's dtype and u_a that of the fp32 accumulator:
+        exact        bit-equal to ŷ rounded to the output's dtype
+        unary        |y - ŷ| ≤ ulp units in the last place of ŷ
+        reduction    |y - ŷ| ≤ 8·√terms·u_a·Σ|x| + u·|ŷ|
+        contraction  |y - ŷ| ≤ 8·√terms·u_a·(|A||B|) + u·|ŷ|
+        composite    row by row, |y - ŷ| ≤ 2·max|e of torch in the same dtype| + 8·u_a·max|ŷ| + u·|ŷ|,
+                     and the relative rms error at most twice torch's plus 2·u
+    terms: the name of the size's dimension that is summed over (reduction, contraction).
+    ulp: the documented accuracy (unary).
+    """
+
+    rule: str
+    terms: str | None = None
+    ulp: int = 4
+
+
+EXACT = Agreement("exact")
+COMPOSITE = Agreement("composite")
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """One kernel of the curriculum; the registry finds it as `SPEC` in `<name>.py`.
+
+    reference: the formula in torch; float64 inputs make it the oracle. Its name and parameters are
+        the interface of every backend.
+    make_inputs: `(dtype, device, seed, **size)` → the reference's arguments, able to expose a bug.
+    work: `(dtype, **size)` → Work.
+    check_sizes: small and ragged, together reaching every branch of all backends.
+    bench_sizes: what is timed. headline: the one the report's first table shows.
+    dtypes: input dtypes. agreement: the rule and its parameters.
+    baselines: what a user would call instead, by name, the main one first.
+    sources: papers and pages the kernel follows.
+    """
+
+    name: str
+    day: int
+    title: str
+    reference: Callable
+    make_inputs: Callable[..., tuple]
+    work: Callable[..., Work]
+    check_sizes: tuple[Size, ...]
+    bench_sizes: tuple[Size, ...]
+    headline: Size
+    dtypes: tuple[torch.dtype, ...]
+    agreement: Agreement
+    baselines: Mapping[str, Callable]
+    sources: tuple[str, ...] = field(default=())
+
+    def __post_init__(self):
+        if self.headline not in self.bench_sizes:
+            raise ValueError(f"{self.name}: headline {self.headline} is not among its bench_sizes")
+
+
+def compiled(function: Callable) -> Callable:
+    """`torch.compile(function)`, built at the first call: importing a spec stays cheap."""
+
+    @cache
+    def build():
+        return torch.compile(function, dynamic=False)
+
+    def call(*args):
+        return build()(*args)
+
+    return call
+
+
+def generator(device: str | torch.device, seed: int) -> torch.Generator:
+    """A torch generator on `device`, seeded."""
+    return torch.Generator(device=device).manual_seed(seed)

@@ -1,0 +1,90 @@
+"""A cell is one measurement: a kernel, a backend, a dtype and a size. Selecting cells, and their text form."""
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from implementations.common import registry
+from implementations.common.check import dtype_name
+from implementations.common.spec import Size
+
+
+class UnknownName(ValueError):
+    """A kernel or backend name that does not exist; the message offers the nearest ones."""
+
+
+def size_text(size: Size) -> str:
+    """{"M": 5, "N": 257} → "M=5,N=257"."""
+    return ",".join(f"{name}={value}" for name, value in size.items())
+
+
+def parse_size(text: str) -> dict[str, int]:
+    """The inverse of `size_text`."""
+    return {name: int(value) for name, value in (part.split("=") for part in text.split(","))}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One kernel in one backend (or baseline) at one dtype ("float16") and size ("M=5,N=257")."""
+
+    kernel: str
+    backend: str
+    dtype: str
+    size: str
+
+    def __str__(self):
+        return f"{self.kernel}-{self.backend}-{self.dtype}-{self.size}"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return parse_size(self.size)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The kernels and backends a command works on, in the registry's order."""
+
+    kernels: tuple[str, ...]
+    backends: tuple[str, ...]
+
+    def cells(self, sizes: str) -> Iterator[Cell]:
+        """The cells at each spec's `check_sizes` or `bench_sizes` (named by `sizes`)."""
+        for kernel in self.kernels:
+            spec = registry.spec(kernel)
+            for dtype in spec.dtypes:
+                for size in getattr(spec, sizes):
+                    for backend in self.backends:
+                        yield Cell(kernel, backend, dtype_name(dtype), size_text(size))
+
+
+def _pick(kind: str, wanted: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    if wanted is None:
+        return known
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
+            raise UnknownName(f"no {kind} is called {name!r}; the nearest: {', '.join(near)}")
+    return tuple(name for name in known if name in names)
+
+
+def select(
+    kernels: str | None = None, backends: str | None = None, phase: int | None = None
+) -> Selection:
+    """A selection from comma-separated names (None: all) and a phase. Raises UnknownName."""
+    names = registry.kernels()
+    if phase is not None:
+        names = tuple(k for k in names if registry.phase(k) == phase)
+        if not names:
+            phases = sorted({registry.phase(k) for k in registry.kernels()})
+            raise UnknownName(f"no phase {phase}; there are {', '.join(map(str, phases))}")
+    picked = _pick("kernel", kernels, registry.kernels())
+    return Selection(
+        tuple(k for k in names if k in picked), _pick("backend", backends, tuple(registry.BACKENDS))
+    )
