@@ -1,0 +1,82 @@
+// A row belongs to THREADS threads, which hold it in registers: each PACKS packs of VEC elements.
+// Up to 32 threads a row, a block holds ROWS rows and shuffles reduce; beyond, a block holds one.
+#include <cuda_fp16.h>
+#include <math_constants.h>
+
+template <typename T, int VEC>
+struct alignas(VEC * sizeof(T)) Pack {
+    T v[VEC];
+};
+
+struct Max {
+    __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+struct Sum {
+    __device__ float operator()(float a, float b) const { return a + b; }
+};
+
+// The reduction of `value` over the threads of a row, in every one of them. `partial` holds a value
+// a warp and is used once, so the one barrier suffices.
+template <int THREADS, typename Op>
+__device__ float reduce_row(float value, float* partial, float neutral, Op op) {
+#pragma unroll
+    for (int delta = (THREADS < 32 ? THREADS : 32) / 2; delta > 0; delta /= 2)
+        value = op(value, __shfl_xor_sync(0xffffffff, value, delta));
+    if constexpr (THREADS > 32) {
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        if (lane == 0) partial[warp] = value;
+        __syncthreads();
+        value = lane < THREADS / 32 ? partial[lane] : neutral;
+#pragma unroll
+        for (int delta = 16; delta > 0; delta /= 2)
+            value = op(value, __shfl_xor_sync(0xffffffff, value, delta));
+    }
+    return value;
+}
+
+template <typename T, int VEC, int PACKS, int THREADS, int ROWS>
+__global__ void __launch_bounds__(THREADS* ROWS)
+    softmax_fused_kernel(const T* __restrict__ x, T* __restrict__ out, int M, int N) {
+    __shared__ float partial_max[32], partial_sum[32];
+    const int row = blockIdx.x * ROWS + threadIdx.y;
+    const bool in_rows = row < M;  // threads beyond the last row still take part in the shuffles
+    x += (long long)row * N;
+    out += (long long)row * N;
+
+    float v[PACKS][VEC];
+    float m = -CUDART_INF_F;
+#pragma unroll
+    for (int p = 0; p < PACKS; ++p) {
+        const int n = (p * THREADS + threadIdx.x) * VEC;  // neighbours read neighbouring packs
+        Pack<T, VEC> pack;
+        const bool mask = in_rows && n < N;
+        if (mask) pack = *reinterpret_cast<const Pack<T, VEC>*>(x + n);
+#pragma unroll
+        for (int k = 0; k < VEC; ++k) v[p][k] = mask ? float(pack.v[k]) : -CUDART_INF_F;
+    }
+#pragma unroll
+    for (int p = 0; p < PACKS; ++p)
+#pragma unroll
+        for (int k = 0; k < VEC; ++k) m = fmaxf(m, v[p][k]);
+    m = reduce_row<THREADS>(m, partial_max, -CUDART_INF_F, Max());
+
+    float l = 0.f;
+#pragma unroll
+    for (int p = 0; p < PACKS; ++p)
+#pragma unroll
+        for (int k = 0; k < VEC; ++k) {
+            v[p][k] = __expf(v[p][k] - m);
+            l += v[p][k];
+        }
+    l = reduce_row<THREADS>(l, partial_sum, 0.f, Sum());
+
+    const float scale = 1.f / l;
+#pragma unroll
+    for (int p = 0; p < PACKS; ++p) {
+        const int n = (p * THREADS + threadIdx.x) * VEC;
+        Pack<T, VEC> pack;
+#pragma unroll
+        for (int k = 0; k < VEC; ++k) pack.v[k] = T(v[p][k] * scale);
+        if (in_rows && n < N) *reinterpret_cast<Pack<T, VEC>*>(out + n) = pack;
+    }
+}

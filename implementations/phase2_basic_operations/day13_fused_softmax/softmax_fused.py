@@ -1,0 +1,62 @@
+"""Day 13: softmax of each row in one launch, the row held on chip between its one read and one write."""
+
+import torch
+
+from implementations.common.check import check_tensor
+from implementations.common.spec import COMPOSITE, KernelSpec, Work, compiled, generator
+
+DTYPES = (torch.float32, torch.float16)
+MAX_N = 32768  # elements of a row that one block holds in its registers
+
+
+def softmax_fused(x):
+    """exp(x - max) / sum(exp(x - max)) over each row.
+
+    x: (M, N), N ≤ 32768, float32 or float16, contiguous. Returns (M, N) of the same dtype; the
+    exponentials and their sum are float32. A row with NaN or +inf, or all -inf, gives NaN.
+    Raises TypeError for another dtype, ValueError for another shape, stride or device.
+    """
+    return torch.softmax(x, dim=-1)
+
+
+def check(x):
+    check_tensor("x", x, ndim=2, dtypes=DTYPES)
+    if x.shape[1] > MAX_N:
+        raise ValueError(
+            f"x must have at most {MAX_N} columns, got {x.shape[1]}: softmax_online takes longer rows"
+        )
+
+
+def make_inputs(dtype, device, seed, M, N):
+    g = generator(device, seed)
+    x = 2 * torch.randn(M, N, device=device, generator=g)
+    x += torch.randint(-60, 60, (M, 1), device=device, generator=g)  # rows far from zero: no max, no result
+    if N > 0:
+        x[::3, -1] += 8  # an outlier, where a dropped tail shows most
+    return (x.to(dtype),)
+
+
+def work(dtype, M, N):
+    return Work(bytes=2 * M * N * dtype.itemsize, flops=5 * M * N)
+
+
+CHECK = ((0, 8), (3, 0), (1, 1), (37, 7), (5, 257), (3, 1023), (9, 1024), (2, 2056), (2, 8191), (1, 32768))
+
+SPEC = KernelSpec(
+    name="softmax_fused",
+    day=13,
+    title="Fused softmax",
+    reference=softmax_fused,
+    make_inputs=make_inputs,
+    work=work,
+    check_sizes=tuple({"M": M, "N": N} for M, N in CHECK),
+    bench_sizes=tuple({"M": 2**27 // N, "N": N} for N in (256, 1024, 4096, 8192, 16384, 32768)),
+    headline={"M": 16384, "N": 8192},
+    dtypes=DTYPES,
+    agreement=COMPOSITE,
+    baselines={"torch": softmax_fused, "torch.compile": compiled(softmax_fused)},
+    sources=(
+        "Triton tutorial 02: fused softmax",
+        "Milakov and Gimelshein, Online normalizer calculation for softmax, 2018, section 2",
+    ),
+)

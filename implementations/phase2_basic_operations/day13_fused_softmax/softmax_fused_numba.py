@@ -1,0 +1,120 @@
+"""One row THREADS threads, held in their registers; several rows a block while a row fits a warp."""
+
+from functools import cache
+
+import torch
+from numba import cuda, float32, int64
+from numba.cuda import libdevice
+
+from implementations.common.numba_cuda import launch
+from implementations.common.numba_ptx import load_pack, store_pack
+from implementations.phase2_basic_operations.day13_fused_softmax.softmax_fused import check
+
+BLOCK = 128  # threads a block, unless one row takes more
+PER_THREAD = 32  # elements a thread holds, at most
+INF = float32(float("inf"))
+
+
+@cuda.jit(device=True)
+def maximum(a, b):
+    return libdevice.fmaxf(a, b)
+
+
+@cuda.jit(device=True)
+def add(a, b):
+    return a + b
+
+
+@cache  # a closure is Numba's template: the upper-case names are compile-time constants
+def reduce_row(THREADS, op, neutral):
+    """The reduction of a value over the threads of a row, in every one of them. `partial` holds a
+    value a warp and is used once, so the one barrier suffices."""
+    FIRST = min(THREADS, 32) // 2
+
+    @cuda.jit(device=True)
+    def reduce(value, partial):
+        delta = FIRST
+        while delta > 0:
+            value = op(value, cuda.shfl_xor_sync(0xFFFFFFFF, value, delta))
+            delta //= 2
+        if THREADS > 32:
+            lane, warp = cuda.threadIdx.x % 32, cuda.threadIdx.x // 32
+            if lane == 0:
+                partial[warp] = value
+            cuda.syncthreads()
+            value = partial[lane] if lane < THREADS // 32 else neutral
+            delta = 16
+            while delta > 0:
+                value = op(value, cuda.shfl_xor_sync(0xFFFFFFFF, value, delta))
+                delta //= 2
+        return value
+
+    return reduce
+
+
+@cache
+def softmax_fused_kernel(VEC, PACKS, THREADS, ROWS):
+    HELD = PACKS * VEC
+    reduce_max = reduce_row(THREADS, maximum, -INF)
+    reduce_sum = reduce_row(THREADS, add, float32(0))
+
+    @cuda.jit(launch_bounds=THREADS * ROWS)
+    def kernel(x, out, M, N):
+        partial_max = cuda.shared.array(32, float32)
+        partial_sum = cuda.shared.array(32, float32)
+        row = cuda.blockIdx.x * ROWS + cuda.threadIdx.y
+        in_rows = row < M  # threads beyond the last row still take part in the shuffles
+        start = int64(row) * N
+
+        v = cuda.local.array(HELD, float32)
+        m = -INF
+        for p in range(PACKS):
+            n = (p * THREADS + cuda.threadIdx.x) * VEC  # neighbours read neighbouring packs
+            if in_rows and n < N:
+                if VEC > 1:
+                    load_pack(x, start + n, v, p * VEC)
+                else:
+                    v[p] = float32(x[start + n])
+            else:
+                for k in range(VEC):
+                    v[p * VEC + k] = -INF
+        for k in range(HELD):
+            m = libdevice.fmaxf(m, v[k])
+        m = reduce_max(m, partial_max)
+
+        l = float32(0)
+        for k in range(HELD):
+            v[k] = libdevice.fast_expf(v[k] - m)
+            l += v[k]
+        l = reduce_sum(l, partial_sum)
+
+        scale = float32(1) / l
+        for k in range(HELD):
+            v[k] *= scale
+        for p in range(PACKS):
+            n = (p * THREADS + cuda.threadIdx.x) * VEC
+            if in_rows and n < N:
+                if VEC > 1:
+                    store_pack(out, start + n, v, p * VEC)
+                else:
+                    out[start + n] = v[p]
+
+    return kernel
+
+
+def softmax_fused(x):
+    check(x)
+    M, N = x.shape
+    out = torch.empty_like(x)
+    if x.numel() > 0:
+        VEC = 16 // x.element_size()
+        if N % VEC:  # rows do not start at a multiple of 16 bytes
+            VEC = 1
+        packs = -(-N // VEC)
+        threads = max(min(packs, 32), -(-N // PER_THREAD))
+        THREADS = 1 << (threads - 1).bit_length()
+        PACKS = -(-packs // THREADS)
+        ROWS = max(1, BLOCK // THREADS)
+        kernel = softmax_fused_kernel(VEC, PACKS, THREADS, ROWS)
+        launch(kernel, (-(-M // ROWS),), (THREADS, ROWS), x.view(-1), out.view(-1), M, N)
+    return out
