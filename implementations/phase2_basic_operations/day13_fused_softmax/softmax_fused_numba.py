@@ -3,7 +3,7 @@
 from functools import cache
 
 import torch
-from numba import cuda, float32, int64
+from numba import cuda, float32, int64, uint64
 from numba.cuda import libdevice
 
 from implementations.common.numba_cuda import launch
@@ -74,7 +74,7 @@ def softmax_fused_kernel(VEC, PACKS, THREADS, ROWS):
                 if VEC > 1:
                     load_pack(x, start + n, v, p * VEC)
                 else:
-                    v[p] = float32(x[start + n])
+                    v[p] = float32(x[uint64(start + n)])  # unsigned: no test for negatives
             else:
                 for k in range(VEC):
                     v[p * VEC + k] = -INF
@@ -97,7 +97,7 @@ def softmax_fused_kernel(VEC, PACKS, THREADS, ROWS):
                 if VEC > 1:
                     store_pack(out, start + n, v, p * VEC)
                 else:
-                    out[start + n] = v[p]
+                    out[uint64(start + n)] = v[p]
 
     return kernel
 
