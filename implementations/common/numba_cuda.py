@@ -23,7 +23,7 @@ STATIC_SHARED_BYTES = 48 * 1024  # beyond this a kernel must opt in
 def launch(kernel, grid: tuple, block: tuple, *args, shared_bytes: int = 0) -> None:
     """Launch a `cuda.jit` kernel on torch's current stream.
 
-    args: tensors become arrays of their shape (bfloat16, which NumPy lacks, as uint16), numbers stay.
+    args: tensors become arrays of their shape (bfloat16, which NumPy lacks, as int16 words), numbers stay.
     `shared_bytes` is dynamic shared memory.
     """
     if DEVICE == "cpu":
@@ -36,7 +36,7 @@ def launch(kernel, grid: tuple, block: tuple, *args, shared_bytes: int = 0) -> N
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
+    return tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
 
 
 def _host_array(value):

@@ -6,6 +6,7 @@ over a warp's lanes: PTX ISA, "Matrix fragments for mma.m16n8k16" and "ldmatrix"
 """
 
 import inspect
+from functools import cache
 
 import numpy as np
 from numba.cuda import types
@@ -162,3 +163,123 @@ def store_pack(array, index, values, first):
     """values[first:] rounded to the array's dtype into the 16 bytes from array[index]; one STG.128."""
     size = 16 // array.itemsize
     array[index : index + size] = values[first : first + size]
+
+
+# --- tensor cores: D = A·B + C for 16x16 A (row-major), 16x8 B (column-major), fp32 C and D ------------------
+
+MMA = "mma.sync.aligned.m16n8k16.row.col.f32.{0}.{0}.f32 {{$0,$1,$2,$3}}, {{$4,$5,$6,$7}}, {{$8,$9}}, {{$10,$11,$12,$13}};"
+
+
+def _mma(a, b, c, decode):
+    """What every lane of the warp computes from the registers of all of them."""
+    table = exchange((a, b))
+    A, B = np.empty((16, 16), np.float32), np.empty((16, 8), np.float32)
+    for l, (ra, rb) in table.items():
+        g, t = l // 4, l % 4 * 2
+        for j in range(4):
+            A[g + j % 2 * 8, t + j // 2 * 8 :][:2] = decode(ra[j])
+        for j in range(2):
+            B[t + j * 8 :][:2, g] = decode(rb[j])
+    g, t = lane() // 4, lane() % 4 * 2
+    rows = A[[g, g, g + 8, g + 8]], B[:, [t, t + 1, t, t + 1]]
+    return tuple(np.float32(c[j] + rows[0][j] @ rows[1][:, j]) for j in range(4))
+
+
+def _words16(word):
+    return np.array([int(word) & 0xFFFF, int(word) >> 16 & 0xFFFF], np.uint16)
+
+
+@ptx(MMA.format("f16"), f4(i4, i2, f4))
+def mma_f16(a, b, c):
+    """mma.m16n8k16 of float16 operands, two to a register."""
+    return _mma(a, b, c, lambda word: _words16(word).view(np.float16))
+
+
+@ptx(MMA.format("bf16"), f4(i4, i2, f4))
+def mma_bf16(a, b, c):
+    """mma.m16n8k16 of bfloat16 operands, two to a register."""
+    return _mma(a, b, c, lambda word: (_words16(word).astype(np.uint32) << 16).view(np.float32))
+
+
+@ptx("cvt.rn.f16x2.f32 $0, $2, $1;", i32(f32, f32))
+def pack_f16(low, high):
+    """Two floats rounded to float16, in one register."""
+    return np.array([low, high], np.float16).view(np.int32)[0]
+
+
+@ptx("cvt.rn.bf16x2.f32 $0, $2, $1;", i32(f32, f32))
+def pack_bf16(low, high):
+    """Two floats rounded to bfloat16, in one register."""
+    bits = np.array([low, high], np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan([low, high]), 0x7FFF, rounded).astype(np.uint16).view(np.int32)[0]
+
+
+# --- shared memory -------------------------------------------------------------------------------------
+
+
+
+def _on_shared(operand, instruction):
+    """`instruction` with [s] the shared address that generic `operand` stands for."""
+    return f"{{ .reg .u64 s; cvta.to.shared.u64 s, {operand}; {instruction} }}"
+
+
+LDMATRIX = "ldmatrix.sync.aligned.m8n8.x4{}.shared.b16 {{$0,$1,$2,$3}}, [s];"
+
+
+def _ldmatrix(row, transposed):
+    """Registers of this lane from the row addresses that all lanes hand in."""
+    table = exchange(row)
+    g, t = lane() // 4, lane() % 4 * 2
+    words = []
+    for j in range(4):
+        tile = np.array([table[8 * j + r][:8] for r in range(8)])
+        pair = tile[t : t + 2, g] if transposed else tile[g, t : t + 2]
+        words.append(np.ascontiguousarray(pair).view(np.int32)[0])
+    return tuple(words)
+
+
+@ptx(_on_shared("$4", LDMATRIX.format("")), i4(i64), memory=True)
+def ldmatrix_x4(row):
+    """Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l // 8."""
+    return _ldmatrix(row, transposed=False)
+
+
+@ptx(_on_shared("$4", LDMATRIX.format(".trans")), i4(i64), memory=True)
+def ldmatrix_x4_trans(row):
+    """The same, each matrix transposed on its way into the registers."""
+    return _ldmatrix(row, transposed=True)
+
+
+@ptx(
+    _on_shared("$0", "cp.async.cg.shared.global [s], [$1], 16, $2;"),
+    types.void(i64, i64, i32),
+    memory=True,
+)
+def cp_async_16(dst, src, bytes):
+    """Copy 16 bytes from global to shared memory without waiting: the first `bytes` of them from
+    `src`, zeros for the rest."""
+    size, taken = 16 // dst.itemsize, bytes // dst.itemsize
+    values = np.zeros(size, dst.dtype)
+    values[:taken] = src[:taken]
+    thread_state().setdefault("copies", [[]])[-1].append((dst, values))
+
+
+@ptx("cp.async.commit_group;", types.void(), memory=True)
+def cp_async_commit():
+    """Close this thread's current group of copies."""
+    thread_state().setdefault("copies", [[]]).append([])
+
+
+@cache
+def cp_async_wait(newest):
+    """`wait()`: until at most `newest` of this thread's latest groups are still under way."""
+
+    @ptx(f"cp.async.wait_group {newest};", types.void(), memory=True)
+    def wait():
+        groups = thread_state().setdefault("copies", [[]])
+        while len(groups) > newest + 1:
+            for dst, values in groups.pop(0):
+                dst[: len(values)] = values  # here and no earlier: a missing wait shows
+
+    return wait

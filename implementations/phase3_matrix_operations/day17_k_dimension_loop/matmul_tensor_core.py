@@ -1,0 +1,67 @@
+"""Day 17: the K loop on tensor cores, software-pipelined, summed in fp32."""
+
+import torch
+
+from implementations.common.check import check_same, check_tensor
+from implementations.common.spec import Agreement, KernelSpec, Work, generator
+
+DTYPES = (torch.float16, torch.bfloat16)
+
+
+def matmul_tensor_core(a, b):
+    """The product a @ b, accumulated in float32 and rounded once.
+
+    a: (M, K), b: (K, N), float16 or bfloat16, contiguous. Returns (M, N) of the same dtype; zeros
+    where K is 0. Raises TypeError for another dtype, ValueError for another shape, stride or device.
+    """
+    return a @ b
+
+
+def check(a, b):
+    check_tensor("a", a, ndim=2, dtypes=DTYPES)
+    check_tensor("b", b, ndim=2, dtypes=DTYPES)
+    check_same(("a", "b"), a, b, "dtype", "device")
+    if a.shape[1] != b.shape[0]:
+        raise ValueError(
+            f"a's columns must equal b's rows, got shapes {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+
+
+def make_inputs(dtype, device, seed, M, N, K):
+    g = generator(device, seed)
+    a = torch.randn(M, K, device=device, generator=g)
+    b = torch.randn(K, N, device=device, generator=g)
+    return a.to(dtype), b.to(dtype)
+
+
+def work(dtype, M, N, K):
+    return Work((M * K + K * N + M * N) * dtype.itemsize, flops=2 * M * N * K, unit="TFLOP/s")
+
+
+def size(M, N, K):
+    return {"M": M, "N": N, "K": K}
+
+
+CHECK = (
+    *((0, 8, 8), (3, 5, 0), (1, 1, 1), (64, 64, 64), (128, 256, 64), (129, 257, 65), (127, 264, 72)),
+    *((16, 8, 200), (1, 300, 33), (300, 1, 129), (40, 520, 264)),
+)
+
+SPEC = KernelSpec(
+    name="matmul_tensor_core",
+    day=17,
+    title="Tensor-core matmul",
+    reference=matmul_tensor_core,
+    make_inputs=make_inputs,
+    work=work,
+    check_sizes=tuple(size(*s) for s in CHECK),
+    bench_sizes=tuple(size(n, n, n) for n in (512, 1024, 2048, 4096, 8192)),
+    headline=size(4096, 4096, 4096),
+    dtypes=DTYPES,
+    agreement=Agreement("contraction", terms="K"),
+    baselines={"cublas": torch.mm},
+    sources=(
+        "Triton tutorial 03: matrix multiplication",
+        "NVIDIA, CUTLASS: efficient GEMM in CUDA, hierarchical tiling and software pipelining",
+    ),
+)

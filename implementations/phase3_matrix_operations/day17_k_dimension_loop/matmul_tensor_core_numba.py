@@ -1,0 +1,149 @@
+"""One block a tile of C, one warp a 64 x 64 part of it; STAGES shared tiles filled by cp.async."""
+
+from functools import cache
+
+import torch
+from numba import cuda, float32, int16, int32, int64
+
+from implementations.common import numba_ptx as ptx
+from implementations.common.numba_cuda import launch
+from implementations.common.numba_ptx import address
+from implementations.phase3_matrix_operations.day17_k_dimension_loop.matmul_tensor_core import check
+
+BLOCK_M, BLOCK_N, BLOCK_K = 128, 256, 64
+STAGES = 4
+WARP_M, WARP_N = 64, 64
+FRAGMENTS_M, FRAGMENTS_N = WARP_M // 16, WARP_N // 8
+THREADS = BLOCK_M * BLOCK_N // 128  # a warp for each 64 x 64
+
+
+@cuda.jit(device=True)
+def swizzled(row, col, COLS):
+    """A shared tile is made of 16-byte chunks of 8 elements; chunk c of row r stands at c ^ (r % 8),
+    so that the eight rows an ldmatrix reads lie in different banks."""
+    return row * COLS + (col ^ (row % 8) * 8)
+
+
+@cache  # a closure is Numba's template: the upper-case names are compile-time constants
+def load_tile(ALIGNED, ROWS, COLS):
+    """Rows [row0, row0 + ROWS) and columns [col0, col0 + COLS) of a (rows, cols) matrix into a shared
+    tile, zeros beyond its edge. ALIGNED: cols is a multiple of 8, so that every chunk is whole."""
+    CHUNKS = ROWS * COLS // 8 // THREADS
+
+    @cuda.jit(device=True)
+    def load(shared, tile, src, row0, col0, rows, cols):
+        for i in range(CHUNKS):
+            chunk = i * THREADS + cuda.threadIdx.x
+            r, c = chunk // (COLS // 8), chunk % (COLS // 8) * 8  # neighbours along a row
+            row, col = row0 + r, col0 + c
+            dst = tile + swizzled(r, c, COLS)
+            if ALIGNED:
+                mask = row < rows and col < cols
+                at = int64(row) * cols + col if mask else int64(0)
+                ptx.cp_async_16(address(shared, dst), address(src, at), 16 if mask else 0)
+            else:
+                for k in range(8):
+                    mask = row < rows and col + k < cols
+                    shared[dst + k] = src[int64(row) * cols + col + k] if mask else int16(0)
+
+    return load
+
+
+@cache
+def matmul_tensor_core_kernel(dtype, ALIGNED):
+    mma, pack = (
+        (ptx.mma_f16, ptx.pack_f16) if dtype == torch.float16 else (ptx.mma_bf16, ptx.pack_bf16)
+    )
+    load_a, load_b = load_tile(ALIGNED, BLOCK_M, BLOCK_K), load_tile(ALIGNED, BLOCK_K, BLOCK_N)
+    cp_async_wait = ptx.cp_async_wait(STAGES - 2)
+
+    @cuda.jit(launch_bounds=THREADS)
+    def kernel(A, B, C, M, N, K):
+        shared = cuda.shared.array(0, int16)
+        A_TILE, B_TILE = BLOCK_M * BLOCK_K, BLOCK_K * BLOCK_N
+        sB = STAGES * A_TILE  # sA [STAGES][BLOCK_M][BLOCK_K], then sB [STAGES][BLOCK_K][BLOCK_N]
+
+        tid = cuda.threadIdx.x
+        lane, warp = tid % 32, tid // 32
+        warp_m = warp % (BLOCK_M // WARP_M) * WARP_M
+        warp_n = warp // (BLOCK_M // WARP_M) * WARP_N
+        m0, n0 = cuda.blockIdx.y * BLOCK_M, cuda.blockIdx.x * BLOCK_N
+        steps = (K + BLOCK_K - 1) // BLOCK_K
+
+        for step in range(STAGES - 1):
+            if step < steps:
+                load_a(shared, step * A_TILE, A, m0, step * BLOCK_K, M, K)
+                load_b(shared, sB + step * B_TILE, B, step * BLOCK_K, n0, K, N)
+            ptx.cp_async_commit()  # also when empty: the wait below counts groups
+
+        rA = cuda.local.array((FRAGMENTS_M, 4), int32)
+        rB = cuda.local.array((FRAGMENTS_N, 2), int32)
+        rC = cuda.local.array((FRAGMENTS_M, FRAGMENTS_N, 4), float32)
+        for i in range(FRAGMENTS_M):
+            for j in range(FRAGMENTS_N):
+                for e in range(4):
+                    rC[i, j, e] = float32(0)
+
+        for step in range(steps):
+            cp_async_wait()
+            cuda.syncthreads()  # this stage has arrived for all, and all have left the one loaded next
+            ahead = step + STAGES - 1
+            if ahead < steps:
+                stage = ahead % STAGES
+                load_a(shared, stage * A_TILE, A, m0, ahead * BLOCK_K, M, K)
+                load_b(shared, sB + stage * B_TILE, B, ahead * BLOCK_K, n0, K, N)
+            ptx.cp_async_commit()
+
+            tA = step % STAGES * A_TILE
+            tB = sB + step % STAGES * B_TILE
+            for k in range(0, BLOCK_K, 16):
+                for i in range(FRAGMENTS_M):
+                    at = swizzled(warp_m + i * 16 + lane % 16, k + lane // 16 * 8, BLOCK_K)
+                    r = ptx.ldmatrix_x4(address(shared, tA + at))
+                    rA[i, 0], rA[i, 1], rA[i, 2], rA[i, 3] = r[0], r[1], r[2], r[3]
+                for j in range(0, FRAGMENTS_N, 2):
+                    at = swizzled(k + lane % 16, warp_n + j * 8 + lane // 16 * 8, BLOCK_N)
+                    r = ptx.ldmatrix_x4_trans(address(shared, tB + at))
+                    # two fragments: B's rows become the columns that mma wants
+                    rB[j, 0], rB[j, 1], rB[j + 1, 0], rB[j + 1, 1] = r[0], r[1], r[2], r[3]
+                for i in range(FRAGMENTS_M):
+                    for j in range(FRAGMENTS_N):
+                        a = (rA[i, 0], rA[i, 1], rA[i, 2], rA[i, 3])
+                        b = (rB[j, 0], rB[j, 1])
+                        c = mma(a, b, (rC[i, j, 0], rC[i, j, 1], rC[i, j, 2], rC[i, j, 3]))
+                        rC[i, j, 0], rC[i, j, 1], rC[i, j, 2], rC[i, j, 3] = c[0], c[1], c[2], c[3]
+
+        # of a fragment, lane l holds columns l % 4 * 2 + {0, 1} of rows l // 4 and l // 4 + 8
+        for i in range(FRAGMENTS_M):
+            for j in range(FRAGMENTS_N):
+                for h in range(2):
+                    m = m0 + warp_m + i * 16 + h * 8 + lane // 4
+                    n = n0 + warp_n + j * 8 + lane % 4 * 2
+                    pair = pack(rC[i, j, 2 * h], rC[i, j, 2 * h + 1])
+                    at = int64(m) * N + n
+                    if ALIGNED:
+                        if m < M and n < N:
+                            C[at // 2] = pair
+                    else:
+                        if m < M and n < N:
+                            C[at] = int16(pair & 0xFFFF)
+                        if m < M and n + 1 < N:
+                            C[at + 1] = int16(pair >> 16)
+
+    return kernel
+
+
+def matmul_tensor_core(a, b):
+    check(a, b)
+    (M, K), N = a.shape, b.shape[1]
+    c = torch.empty((M, N), dtype=a.dtype, device=a.device)
+    if c.numel() > 0:
+        ALIGNED = K % 8 == 0 and N % 8 == 0
+        kernel = matmul_tensor_core_kernel(a.dtype, ALIGNED)
+        # the kernel moves bits: operands as 16-bit words, and C as pairs of them where it can
+        A, B = a.view(torch.int16).view(-1), b.view(torch.int16).view(-1)
+        C = c.view(torch.int32 if ALIGNED else torch.int16).view(-1)
+        grid = (-(-N // BLOCK_N), -(-M // BLOCK_M))
+        shared = STAGES * (BLOCK_M + BLOCK_N) * BLOCK_K * a.element_size()
+        launch(kernel, grid, (THREADS,), A, B, C, M, N, K, shared_bytes=shared)
+    return c
