@@ -26,7 +26,9 @@ def check_tensor(name: str, x, ndim: int | None, dtypes: tuple[torch.dtype, ...]
     if ndim is not None and x.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimension(s), got shape {tuple(x.shape)}")
     if x.data_ptr() % 16:
-        raise ValueError(f"{name} must start at a multiple of 16 bytes, got {x.data_ptr() % 16} beyond one")
+        raise ValueError(
+            f"{name} must start at a multiple of 16 bytes, got {x.data_ptr() % 16} beyond one"
+        )
     if not x.is_contiguous():
         raise ValueError(
             f"{name} must be contiguous, got strides {x.stride()} for shape {tuple(x.shape)}"

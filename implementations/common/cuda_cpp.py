@@ -28,7 +28,11 @@ def compile_cubin(path: Path, name: str, arch: str) -> tuple[bytes, str]:
     from cuda.core import Program, ProgramOptions
     from cuda.pathfinder import find_nvidia_header_directory
 
-    headers = [str(COMMON), find_nvidia_header_directory("cudart"), find_nvidia_header_directory("cccl")]
+    headers = [
+        str(COMMON),
+        find_nvidia_header_directory("cudart"),
+        find_nvidia_header_directory("cccl"),
+    ]
     options = ProgramOptions(
         name=str(path), arch=arch, std="c++17", include_path=[h for h in headers if h], ftz=False
     )
@@ -73,7 +77,9 @@ class CudaSource:
         else:
             args = tuple(a.data_ptr() if isinstance(a, torch.Tensor) else _scalar(a) for a in args)
             stream = _stream(torch.cuda.current_stream().cuda_stream)
-            self.kernel(name, shared_bytes)(grid, block, args, shared_mem=shared_bytes, stream=stream)
+            self.kernel(name, shared_bytes)(
+                grid, block, args, shared_mem=shared_bytes, stream=stream
+            )
 
 
 def _scalar(value):

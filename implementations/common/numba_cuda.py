@@ -31,7 +31,7 @@ def launch(kernel, grid: tuple, block: tuple, *args, shared_bytes: int = 0) -> N
         return
     args = tuple(_device_array(a) for a in args)
     if shared_bytes > STATIC_SHARED_BYTES:
-        _allow_shared(kernel, tuple(map(cuda.typeof, args)), shared_bytes)
+        _allow_shared(kernel, tuple(map(kernel.typeof_pyval, args)), shared_bytes)
     kernel[grid, block, _stream(torch.cuda.current_stream().cuda_stream), shared_bytes](*args)
 
 
@@ -44,7 +44,9 @@ def _host_array(value):
 
 
 def _device_array(value):
-    return cuda.as_cuda_array(_bits(value), sync=False) if isinstance(value, torch.Tensor) else value
+    return (
+        cuda.as_cuda_array(_bits(value), sync=False) if isinstance(value, torch.Tensor) else value
+    )
 
 
 @cache

@@ -89,7 +89,7 @@ def ptx(text, signature, memory=False):
 # --- addresses ---------------------------------------------------------------------------------------
 
 
-def _address(array, index):
+def _global_address(array, index):
     def code(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, value=args[0]).data
         return builder.ptrtoint(builder.gep(data, [args[1]]), ir.IntType(64))
@@ -97,9 +97,30 @@ def _address(array, index):
     return i64(array, i64), code
 
 
-@on_gpu(_address)
-def address(array, index):
-    """&array[index] of a one-dimensional array, for the wrappers below."""
+@on_gpu(_global_address)
+def global_address(array, index):
+    """&array[index] of a one-dimensional array in global memory, for the wrappers below."""
+    return array[index:]
+
+
+def _shared_address(array, index):
+    def code(context, builder, signature, args):
+        kind = signature.args[0]
+        data = context.make_array(kind)(context, builder, value=args[0]).data
+        function = ir.FunctionType(ir.IntType(32), [ir.IntType(64)])
+        convert = "{ .reg .u64 s; cvta.to.shared.u64 s, $1; cvt.u32.u64 $0, s; }"
+        base = builder.call(
+            ir.InlineAsm(function, convert, "=r,l"), [builder.ptrtoint(data, ir.IntType(64))]
+        )
+        size = ir.Constant(ir.IntType(32), kind.dtype.bitwidth // 8)
+        return builder.add(base, builder.mul(builder.trunc(args[1], ir.IntType(32)), size))
+
+    return i32(array, i64), code
+
+
+@on_gpu(_shared_address)
+def shared_address(array, index):
+    """&array[index] of a one-dimensional array in shared memory, for the wrappers below."""
     return array[index:]
 
 
@@ -218,13 +239,7 @@ def pack_bf16(low, high):
 # --- shared memory -------------------------------------------------------------------------------------
 
 
-
-def _on_shared(operand, instruction):
-    """`instruction` with [s] the shared address that generic `operand` stands for."""
-    return f"{{ .reg .u64 s; cvta.to.shared.u64 s, {operand}; {instruction} }}"
-
-
-LDMATRIX = "ldmatrix.sync.aligned.m8n8.x4{}.shared.b16 {{$0,$1,$2,$3}}, [s];"
+LDMATRIX = "ldmatrix.sync.aligned.m8n8.x4{}.shared.b16 {{$0,$1,$2,$3}}, [$4];"
 
 
 def _ldmatrix(row, transposed):
@@ -239,23 +254,19 @@ def _ldmatrix(row, transposed):
     return tuple(words)
 
 
-@ptx(_on_shared("$4", LDMATRIX.format("")), i4(i64), memory=True)
+@ptx(LDMATRIX.format(""), i4(i32), memory=True)
 def ldmatrix_x4(row):
     """Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l // 8."""
     return _ldmatrix(row, transposed=False)
 
 
-@ptx(_on_shared("$4", LDMATRIX.format(".trans")), i4(i64), memory=True)
+@ptx(LDMATRIX.format(".trans"), i4(i32), memory=True)
 def ldmatrix_x4_trans(row):
     """The same, each matrix transposed on its way into the registers."""
     return _ldmatrix(row, transposed=True)
 
 
-@ptx(
-    _on_shared("$0", "cp.async.cg.shared.global [s], [$1], 16, $2;"),
-    types.void(i64, i64, i32),
-    memory=True,
-)
+@ptx("cp.async.cg.shared.global [$0], [$1], 16, $2;", types.void(i32, i64, i32), memory=True)
 def cp_async_16(dst, src, bytes):
     """Copy 16 bytes from global to shared memory without waiting: the first `bytes` of them from
     `src`, zeros for the rest."""

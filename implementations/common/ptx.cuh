@@ -1,6 +1,7 @@
-// PTX instructions as device functions, one each: the twin of numba_ptx.py. Under STUDY_CPU, which the
-// CPU tier defines, each has its meaning in C++ beside it. A fragment is one thread's registers; layouts
-// over a warp's lanes: PTX ISA, "Matrix fragments for mma.m16n8k16" and "ldmatrix".
+// PTX instructions as device functions, one each: the twin of numba_ptx.py. Under STUDY_CPU, which
+// the CPU tier defines, each has its meaning in C++ beside it. A fragment is one thread's
+// registers; layouts over a warp's lanes: PTX ISA, "Matrix fragments for mma.m16n8k16" and
+// "ldmatrix".
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

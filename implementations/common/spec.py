@@ -35,13 +35,18 @@ class Work:
 class Agreement:
     """How an output y is judged against the float64 oracle ŷ of the same rounded inputs.
 
-    rule, with u the unit roundoff of the output's dtype and u_a that of the fp32 accumulator:
+    rule, with u the unit roundoff of the output's dtype, u_a = 2⁻²⁴ that of the fp32 accumulator,
+    and r = u·max(|ŷ|, smallest normal number) the rounding of the result, subnormals included:
         exact        bit-equal to ŷ rounded to the output's dtype
         unary        |y - ŷ| ≤ ulp units in the last place of ŷ
-        reduction    |y - ŷ| ≤ 8·√terms·u_a·Σ|x| + u·|ŷ|
-        contraction  |y - ŷ| ≤ 8·√terms·u_a·(|A||B|) + u·|ŷ|
-        composite    row by row, |y - ŷ| ≤ 2·max|e of torch in the same dtype| + 8·u_a·max|ŷ| + u·|ŷ|,
-                     and the relative rms error at most twice torch's plus 2·u
+        reduction    |y - ŷ| ≤ 8·√terms·u_a·Σ|x| + r
+        contraction  |y - ŷ| ≤ 8·√terms·u_a·(|A||B|) + r
+        composite    row by row, |y - ŷ| ≤ 2·max e + 8·u_a·max|ŷ| + r, and the relative rms error at
+                     most twice torch's plus 2·u; e is the error beyond r of torch in the same dtype
+                     (r itself, at a row's largest element, would hide its small ones)
+    8·√terms: roundings go up as often as down (Higham and Mary, SIAM J. Sci. Comput. 41, 2019).
+    Tensor cores truncate instead, on Hopper by at most 2·u_a·Σ|x| for every 16 terms: within the
+    bound up to 4096 terms even if each took the most.
     terms: the name of the size's dimension that is summed over (reduction, contraction).
     ulp: the documented accuracy (unary).
     """

@@ -1,4 +1,5 @@
-// A thread owns PACKS packs of 16 bytes, a block's width apart: every load is 128 bits and coalesced.
+// A thread owns PACKS packs of 16 bytes, a block's width apart: every load is 128 bits and
+// coalesced.
 #include <cuda_fp16.h>
 
 template <typename T>

@@ -43,21 +43,22 @@ __global__ void __launch_bounds__(THREADS* ROWS)
     x += (long long)row * N;
     out += (long long)row * N;
 
+    Pack<T, VEC> pack[PACKS];
     float v[PACKS][VEC];
     float m = -CUDART_INF_F;
 #pragma unroll
-    for (int p = 0; p < PACKS; ++p) {
+    for (int p = 0; p < PACKS; ++p) {  // all loads are under way before the first is used
         const int n = (p * THREADS + threadIdx.x) * VEC;  // neighbours read neighbouring packs
-        Pack<T, VEC> pack;
-        const bool mask = in_rows && n < N;
-        if (mask) pack = *reinterpret_cast<const Pack<T, VEC>*>(x + n);
-#pragma unroll
-        for (int k = 0; k < VEC; ++k) v[p][k] = mask ? float(pack.v[k]) : -CUDART_INF_F;
+        if (in_rows && n < N) pack[p] = *reinterpret_cast<const Pack<T, VEC>*>(x + n);
     }
 #pragma unroll
     for (int p = 0; p < PACKS; ++p)
 #pragma unroll
-        for (int k = 0; k < VEC; ++k) m = fmaxf(m, v[p][k]);
+        for (int k = 0; k < VEC; ++k) {
+            const bool mask = in_rows && (p * THREADS + threadIdx.x) * VEC < N;
+            v[p][k] = mask ? float(pack[p].v[k]) : -CUDART_INF_F;
+            m = fmaxf(m, v[p][k]);
+        }
     m = reduce_row<THREADS>(m, partial_max, -CUDART_INF_F, Max());
 
     float l = 0.f;
@@ -74,9 +75,8 @@ __global__ void __launch_bounds__(THREADS* ROWS)
 #pragma unroll
     for (int p = 0; p < PACKS; ++p) {
         const int n = (p * THREADS + threadIdx.x) * VEC;
-        Pack<T, VEC> pack;
 #pragma unroll
-        for (int k = 0; k < VEC; ++k) pack.v[k] = T(v[p][k] * scale);
-        if (in_rows && n < N) *reinterpret_cast<Pack<T, VEC>*>(out + n) = pack;
+        for (int k = 0; k < VEC; ++k) pack[p].v[k] = T(v[p][k] * scale);
+        if (in_rows && n < N) *reinterpret_cast<Pack<T, VEC>*>(out + n) = pack[p];
     }
 }

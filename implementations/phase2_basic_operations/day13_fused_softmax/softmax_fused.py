@@ -30,7 +30,9 @@ def check(x):
 def make_inputs(dtype, device, seed, M, N):
     g = generator(device, seed)
     x = 2 * torch.randn(M, N, device=device, generator=g)
-    x += torch.randint(-60, 60, (M, 1), device=device, generator=g)  # rows far from zero: no max, no result
+    x += torch.randint(
+        -60, 60, (M, 1), device=device, generator=g
+    )  # rows far from zero: no max, no result
     if N > 0:
         x[::3, -1] += 8  # an outlier, where a dropped tail shows most
     return (x.to(dtype),)
@@ -40,7 +42,18 @@ def work(dtype, M, N):
     return Work(bytes=2 * M * N * dtype.itemsize, flops=5 * M * N)
 
 
-CHECK = ((0, 8), (3, 0), (1, 1), (37, 7), (5, 257), (3, 1023), (9, 1024), (2, 2056), (2, 8191), (1, 32768))
+CHECK = (
+    (0, 8),
+    (3, 0),
+    (1, 1),
+    (37, 7),
+    (5, 257),
+    (3, 1023),
+    (9, 1024),
+    (2, 2056),
+    (2, 8191),
+    (1, 32768),
+)
 
 SPEC = KernelSpec(
     name="softmax_fused",

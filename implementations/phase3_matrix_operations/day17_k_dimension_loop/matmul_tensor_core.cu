@@ -1,35 +1,30 @@
-// A block owns a BLOCK_M x BLOCK_N tile of C, each of its warps a 64 x 64 part, held in registers as 4 x 8
-// fragments of mma.m16n8k16. Tiles of A and B travel to shared memory STAGES - 1 steps of K ahead.
+// A block owns a BLOCK_M x BLOCK_N tile of C, each of its warps a 64 x 64 part, held in registers
+// as 4 x 8 fragments of mma.m16n8k16. Tiles of A and B travel to shared memory STAGES - 1 steps of
+// K ahead.
 #include "ptx.cuh"
 
 constexpr int BLOCK_K = 64, WARP_M = 64, WARP_N = 64;
 
-// A shared tile is made of 16-byte chunks of 8 elements; chunk c of row r stands at c ^ (r % 8), so that
-// the eight rows an ldmatrix reads lie in different banks.
-template <int COLS>
-__device__ __forceinline__ int swizzled(int row, int col) {
-    return row * COLS + (col ^ (row % 8) * 8);
-}
-
-// Rows [row0, row0 + ROWS) and columns [col0, col0 + COLS) of a (rows, cols) matrix into a shared tile,
-// zeros beyond its edge. ALIGNED: cols is a multiple of 8, so that every chunk is whole and at 16 bytes.
+// Copy a ROWS x COLS tile from the corner `src` of a row-major matrix of `cols` columns to shared
+// memory, zeros beyond the `rows_left` and `cols_left` that exist. ALIGNED: rows are whole 16-byte
+// chunks. In the tile, chunk c of row r stands at c ^ (r % 8), so that the eight rows an ldmatrix
+// reads lie in different banks; a thread's rows are a multiple of 8 apart, which leaves its chunk
+// in place.
 template <bool ALIGNED, int ROWS, int COLS, int THREADS, typename T>
-__device__ __forceinline__ void load_tile(T* tile, const T* __restrict__ src, int row0, int col0,
-                                          int rows, int cols) {
+__device__ __forceinline__ void load_tile(T* tile, const T* src, int rows_left, int cols_left,
+                                          int cols) {
+    constexpr int STEP = THREADS / (COLS / 8);
+    static_assert(STEP % 8 == 0 && ROWS % STEP == 0, "a thread must keep its chunk of the swizzle");
+    const int r = threadIdx.x / (COLS / 8),
+              c = threadIdx.x % (COLS / 8) * 8;  // coalesced along a row
 #pragma unroll
-    for (int i = 0; i < ROWS * COLS / 8 / THREADS; ++i) {
-        const int chunk = i * THREADS + threadIdx.x;
-        const int r = chunk / (COLS / 8), c = chunk % (COLS / 8) * 8;  // neighbours along a row
-        const int row = row0 + r, col = col0 + c;
-        T* dst = tile + swizzled<COLS>(r, c);
+    for (int row = r; row < r + ROWS; row += STEP) {
+        T* dst = tile + row * COLS + (c ^ r % 8 * 8);
         if constexpr (ALIGNED) {
-            const bool mask = row < rows && col < cols;
-            cp_async_16(dst, mask ? src + (long long)row * cols + col : src, mask ? 16 : 0);
+            cp_async_16(dst, src + row * cols + c, row < rows_left && c < cols_left ? 16 : 0);
         } else {
-            for (int k = 0; k < 8; ++k) {
-                const bool mask = row < rows && col + k < cols;
-                dst[k] = mask ? src[(long long)row * cols + col + k] : T(0.f);
-            }
+            for (int k = 0; k < 8; ++k)
+                dst[k] = row < rows_left && c + k < cols_left ? src[row * cols + c + k] : T(0.f);
         }
     }
 }
@@ -40,46 +35,47 @@ __global__ void __launch_bounds__(BLOCK_M* BLOCK_N / 128)
                               int M, int N, int K) {
     constexpr int THREADS = BLOCK_M * BLOCK_N / 128;  // a warp for each 64 x 64
     extern __shared__ __align__(128) unsigned char shared[];
-    T* sA = reinterpret_cast<T*>(shared);       // [STAGES][BLOCK_M][BLOCK_K]
-    T* sB = sA + STAGES * BLOCK_M * BLOCK_K;    // [STAGES][BLOCK_K][BLOCK_N]
+    T* sA = reinterpret_cast<T*>(shared);     // [STAGES][BLOCK_M][BLOCK_K]
+    T* sB = sA + STAGES * BLOCK_M * BLOCK_K;  // [STAGES][BLOCK_K][BLOCK_N]
 
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int warp_m = warp % (BLOCK_M / WARP_M) * WARP_M, warp_n = warp / (BLOCK_M / WARP_M) * WARP_N;
+    const int warp_m = warp % (BLOCK_M / WARP_M) * WARP_M,
+              warp_n = warp / (BLOCK_M / WARP_M) * WARP_N;
     const int m0 = blockIdx.y * BLOCK_M, n0 = blockIdx.x * BLOCK_N;
     const int steps = (K + BLOCK_K - 1) / BLOCK_K;
 
     auto load = [&](int step) {
-        const int stage = step % STAGES;
+        const int stage = step % STAGES, k0 = step * BLOCK_K;
         if (step < steps) {
-            load_tile<ALIGNED, BLOCK_M, BLOCK_K, THREADS>(sA + stage * BLOCK_M * BLOCK_K, A, m0,
-                                                          step * BLOCK_K, M, K);
-            load_tile<ALIGNED, BLOCK_K, BLOCK_N, THREADS>(sB + stage * BLOCK_K * BLOCK_N, B,
-                                                          step * BLOCK_K, n0, K, N);
+            load_tile<ALIGNED, BLOCK_M, BLOCK_K, THREADS>(
+                sA + stage * BLOCK_M * BLOCK_K, A + (long long)m0 * K + k0, M - m0, K - k0, K);
+            load_tile<ALIGNED, BLOCK_K, BLOCK_N, THREADS>(
+                sB + stage * BLOCK_K * BLOCK_N, B + (long long)k0 * N + n0, K - k0, N - n0, N);
         }
         cp_async_commit();  // also when empty: the wait below counts groups
     };
     for (int step = 0; step < STAGES - 1; ++step) load(step);
 
+    // this lane's row and, swizzled, column in what it addresses for ldmatrix
+    const int lane_row = lane % 16, lane_col = lane / 16 * 8 ^ lane % 8 * 8;
     float rC[WARP_M / 16][WARP_N / 8][4] = {};
     for (int step = 0; step < steps; ++step) {
         cp_async_wait<STAGES - 2>();
         __syncthreads();  // this stage has arrived for all, and all have left the stage loaded next
         load(step + STAGES - 1);
 
-        const T* tA = sA + step % STAGES * BLOCK_M * BLOCK_K;
-        const T* tB = sB + step % STAGES * BLOCK_K * BLOCK_N;
+        const T* tA = sA + step % STAGES * BLOCK_M * BLOCK_K + (warp_m + lane_row) * BLOCK_K;
+        const T* tB = sB + step % STAGES * BLOCK_K * BLOCK_N + lane_row * BLOCK_N + warp_n;
 #pragma unroll
         for (int k = 0; k < BLOCK_K; k += 16) {
             unsigned rA[WARP_M / 16][4], rB[WARP_N / 8][2];
 #pragma unroll
             for (int i = 0; i < WARP_M / 16; ++i)
-                ldmatrix_x4(rA[i], tA + swizzled<BLOCK_K>(warp_m + i * 16 + lane % 16,
-                                                          k + lane / 16 * 8));
+                ldmatrix_x4(rA[i], tA + i * 16 * BLOCK_K + (k ^ lane_col));
 #pragma unroll
             for (int j = 0; j < WARP_N / 8; j += 2) {
                 unsigned r[4];  // two fragments: B's rows become the columns that mma wants
-                ldmatrix_x4_trans(r, tB + swizzled<BLOCK_N>(k + lane % 16,
-                                                            warp_n + j * 8 + lane / 16 * 8));
+                ldmatrix_x4_trans(r, tB + k * BLOCK_N + (j * 8 ^ lane_col));
                 rB[j][0] = r[0], rB[j][1] = r[1], rB[j + 1][0] = r[2], rB[j + 1][1] = r[3];
             }
 #pragma unroll

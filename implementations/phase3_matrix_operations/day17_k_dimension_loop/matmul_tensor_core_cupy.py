@@ -19,9 +19,7 @@ def matmul_tensor_core(a, b):
     c = torch.empty((M, N), dtype=a.dtype, device=a.device)
     if c.numel() > 0:
         aligned = "true" if K % 8 == 0 and N % 8 == 0 else "false"
-        name = (
-            f"matmul_tensor_core_kernel<{C_TYPE[a.dtype]}, {aligned}, {BLOCK_M}, {BLOCK_N}, {STAGES}>"
-        )
+        name = f"matmul_tensor_core_kernel<{C_TYPE[a.dtype]}, {aligned}, {BLOCK_M}, {BLOCK_N}, {STAGES}>"
         grid = (-(-N // BLOCK_N), -(-M // BLOCK_M))
         threads = BLOCK_M * BLOCK_N // 128  # a warp for each 64 x 64
         shared = STAGES * (BLOCK_M + BLOCK_N) * BLOCK_K * a.element_size()

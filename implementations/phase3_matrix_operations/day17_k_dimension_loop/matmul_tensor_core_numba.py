@@ -7,7 +7,7 @@ from numba import cuda, float32, int16, int32, int64
 
 from implementations.common import numba_ptx as ptx
 from implementations.common.numba_cuda import launch
-from implementations.common.numba_ptx import address
+from implementations.common.numba_ptx import global_address, shared_address
 from implementations.phase3_matrix_operations.day17_k_dimension_loop.matmul_tensor_core import check
 
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 256, 64
@@ -17,34 +17,30 @@ FRAGMENTS_M, FRAGMENTS_N = WARP_M // 16, WARP_N // 8
 THREADS = BLOCK_M * BLOCK_N // 128  # a warp for each 64 x 64
 
 
-@cuda.jit(device=True)
-def swizzled(row, col, COLS):
-    """A shared tile is made of 16-byte chunks of 8 elements; chunk c of row r stands at c ^ (r % 8),
-    so that the eight rows an ldmatrix reads lie in different banks."""
-    return row * COLS + (col ^ (row % 8) * 8)
-
-
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
 def load_tile(ALIGNED, ROWS, COLS):
-    """Rows [row0, row0 + ROWS) and columns [col0, col0 + COLS) of a (rows, cols) matrix into a shared
-    tile, zeros beyond its edge. ALIGNED: cols is a multiple of 8, so that every chunk is whole."""
-    CHUNKS = ROWS * COLS // 8 // THREADS
+    """Copy a ROWS x COLS tile from the corner src[corner] of a row-major matrix of `cols` columns to
+    shared memory, zeros beyond the `rows_left` and `cols_left` that exist. ALIGNED: rows are whole
+    16-byte chunks. In the tile, chunk c of row r stands at c ^ (r % 8), so that the eight rows an
+    ldmatrix reads lie in different banks; a thread's rows are a multiple of 8 apart, which leaves its
+    chunk in place."""
+    PER_ROW = COLS // 8
+    STEP = THREADS // PER_ROW
+    assert STEP % 8 == 0 and ROWS % STEP == 0
 
     @cuda.jit(device=True)
-    def load(shared, tile, src, row0, col0, rows, cols):
-        for i in range(CHUNKS):
-            chunk = i * THREADS + cuda.threadIdx.x
-            r, c = chunk // (COLS // 8), chunk % (COLS // 8) * 8  # neighbours along a row
-            row, col = row0 + r, col0 + c
-            dst = tile + swizzled(r, c, COLS)
+    def load(shared, tile, src, corner, rows_left, cols_left, cols):
+        r, c = cuda.threadIdx.x // PER_ROW, cuda.threadIdx.x % PER_ROW * 8  # coalesced along a row
+        for row in range(r, r + ROWS, STEP):
+            dst = tile + row * COLS + (c ^ r % 8 * 8)
+            at = corner + int32(row * cols + c)  # 32 bits suffice within a tile
             if ALIGNED:
-                mask = row < rows and col < cols
-                at = int64(row) * cols + col if mask else int64(0)
-                ptx.cp_async_16(address(shared, dst), address(src, at), 16 if mask else 0)
+                bytes = 16 if row < rows_left and c < cols_left else 0
+                ptx.cp_async_16(shared_address(shared, dst), global_address(src, at), bytes)
             else:
                 for k in range(8):
-                    mask = row < rows and col + k < cols
-                    shared[dst + k] = src[int64(row) * cols + col + k] if mask else int16(0)
+                    mask = row < rows_left and c + k < cols_left
+                    shared[dst + k] = src[at + k] if mask else int16(0)
 
     return load
 
@@ -72,10 +68,13 @@ def matmul_tensor_core_kernel(dtype, ALIGNED):
 
         for step in range(STAGES - 1):
             if step < steps:
-                load_a(shared, step * A_TILE, A, m0, step * BLOCK_K, M, K)
-                load_b(shared, sB + step * B_TILE, B, step * BLOCK_K, n0, K, N)
+                k0 = step * BLOCK_K
+                load_a(shared, step * A_TILE, A, m0 * K + k0, M - m0, K - k0, K)
+                load_b(shared, sB + step * B_TILE, B, k0 * N + n0, K - k0, N - n0, N)
             ptx.cp_async_commit()  # also when empty: the wait below counts groups
 
+        # this lane's row and, swizzled, column in what it addresses for ldmatrix
+        lane_row, lane_col = lane % 16, lane // 16 * 8 ^ lane % 8 * 8
         rA = cuda.local.array((FRAGMENTS_M, 4), int32)
         rB = cuda.local.array((FRAGMENTS_N, 2), int32)
         rC = cuda.local.array((FRAGMENTS_M, FRAGMENTS_N, 4), float32)
@@ -89,21 +88,23 @@ def matmul_tensor_core_kernel(dtype, ALIGNED):
             cuda.syncthreads()  # this stage has arrived for all, and all have left the one loaded next
             ahead = step + STAGES - 1
             if ahead < steps:
-                stage = ahead % STAGES
-                load_a(shared, stage * A_TILE, A, m0, ahead * BLOCK_K, M, K)
-                load_b(shared, sB + stage * B_TILE, B, ahead * BLOCK_K, n0, K, N)
+                stage, k0 = ahead % STAGES, ahead * BLOCK_K
+                load_a(shared, stage * A_TILE, A, m0 * K + k0, M - m0, K - k0, K)
+                load_b(shared, sB + stage * B_TILE, B, k0 * N + n0, K - k0, N - n0, N)
             ptx.cp_async_commit()
 
-            tA = step % STAGES * A_TILE
-            tB = sB + step % STAGES * B_TILE
+            tA = step % STAGES * A_TILE + (warp_m + lane_row) * BLOCK_K
+            tB = sB + step % STAGES * B_TILE + lane_row * BLOCK_N + warp_n
             for k in range(0, BLOCK_K, 16):
                 for i in range(FRAGMENTS_M):
-                    at = swizzled(warp_m + i * 16 + lane % 16, k + lane // 16 * 8, BLOCK_K)
-                    r = ptx.ldmatrix_x4(address(shared, tA + at))
+                    r = ptx.ldmatrix_x4(
+                        shared_address(shared, tA + i * 16 * BLOCK_K + (k ^ lane_col))
+                    )
                     rA[i, 0], rA[i, 1], rA[i, 2], rA[i, 3] = r[0], r[1], r[2], r[3]
                 for j in range(0, FRAGMENTS_N, 2):
-                    at = swizzled(k + lane % 16, warp_n + j * 8 + lane // 16 * 8, BLOCK_N)
-                    r = ptx.ldmatrix_x4_trans(address(shared, tB + at))
+                    r = ptx.ldmatrix_x4_trans(
+                        shared_address(shared, tB + k * BLOCK_N + (j * 8 ^ lane_col))
+                    )
                     # two fragments: B's rows become the columns that mma wants
                     rB[j, 0], rB[j, 1], rB[j + 1, 0], rB[j + 1, 1] = r[0], r[1], r[2], r[3]
                 for i in range(FRAGMENTS_M):
