@@ -1,0 +1,57 @@
+"""A kernel and a backend that the project does not have."""
+
+import importlib
+import sys
+
+import pytest
+
+import implementations
+from implementations.common import registry
+from implementations.common.registry import Backend
+
+SPEC = '''
+"""Day 99: a number doubled."""
+
+import torch
+
+from implementations.common.spec import EXACT, KernelSpec, Work, generator
+
+
+def double_it(x):
+    """2 x, element by element."""
+    return 2 * x
+
+
+def make_inputs(dtype, device, seed, N):
+    return (torch.randn(N, dtype=dtype, device=device, generator=generator(device, seed)),)
+
+
+SPEC = KernelSpec(
+    name="double_it",
+    day=99,
+    title="Doubling",
+    reference=double_it,
+    make_inputs=make_inputs,
+    work=lambda dtype, N: Work(2 * N * dtype.itemsize, N),
+    check_sizes=({"N": 5},),
+    bench_sizes=({"N": 1024},),
+    headline={"N": 1024},
+    dtypes=(torch.float32,),
+    agreement=EXACT,
+    baselines={},
+)
+'''
+
+
+@pytest.fixture
+def new_kernel(tmp_path, monkeypatch):
+    """The folder of a new kernel, `double_it`, outside the tree; and a new backend, `eager`, without files."""
+    path = tmp_path / "phase9_tests" / "day99_doubling"
+    path.mkdir(parents=True)
+    monkeypatch.setattr(implementations, "__path__", [*implementations.__path__, str(tmp_path)])
+    monkeypatch.setitem(registry.BACKENDS, "eager", Backend("PyTorch", ("torch",)))
+    (path / "double_it.py").write_text(SPEC)
+    importlib.invalidate_caches()
+    yield path
+    for name in [name for name in sys.modules if ".phase9_tests" in name]:
+        del sys.modules[name]
