@@ -163,6 +163,9 @@ def run(selection: Selection, large: bool, data: Path) -> bool:
         if reason:
             console.print(f"{backend} cannot run here: {reason}")
 
+    if DEVICE == "cuda":
+        path = data / store.machine_name(torch.cuda.get_device_name()) / "agreement.csv"
+        store.read(path)  # a damaged file is refused before any work
     cells = {kernel: list(_cells(selection, kernel, large)) for kernel in selection.kernels}
     rows = []
     with progress("verify", sum(map(len, cells.values()))) as step, Worker() as worker:
@@ -172,12 +175,11 @@ def run(selection: Selection, large: bool, data: Path) -> bool:
                 for cell in cells[kernel]:
                     step(str(cell))
                     reason = missing[cell.backend]
-                    rows.append(
-                        _row(cell, "unavailable", reason) if reason else _call(worker, cell)
-                    )
+                    row = _row(cell, "unavailable", reason) if reason else _call(worker, cell)
+                    rows.append(row)
             finally:
-                if DEVICE == "cuda":
-                    _save(data, rows[begun:])
+                if DEVICE == "cuda" and len(rows) > begun:
+                    _save(path, rows[begun:])
 
     _summarise(rows)
     by_name = selection.backends != tuple(registry.BACKENDS)
@@ -205,18 +207,14 @@ def _call(worker: Worker, cell: Cell) -> dict:
         return _row(cell, "failed", failure.reason)
 
 
-def _save(data: Path, rows: list[dict]) -> None:
-    if not rows:
-        return
-    path = data / store.machine_name(torch.cuda.get_device_name()) / "agreement.csv"
+def _save(path: Path, rows: list[dict]) -> None:
+    """Replace the rows of these cells, keep the others."""
     tables = [table for table in (store.read(path), pd.DataFrame(rows)) if not table.empty]
     store.write(path, pd.concat(tables).drop_duplicates(KEY, keep="last"))
 
 
 def _summarise(rows: list[dict]) -> None:
-    table = Table(
-        Column("kernel", no_wrap=True), "backend", "rule", "agree", "worst margin", "not checked"
-    )
+    table = Table(Column("kernel", no_wrap=True), "backend", "agree", "worst margin", "not checked")
     for (kernel, backend), group in pd.DataFrame(rows).groupby(["kernel", "backend"], sort=False):
         status, margin = group["status"], group["margin"].max()
         checked = group[status != "unavailable"]
@@ -224,7 +222,6 @@ def _summarise(rows: list[dict]) -> None:
         table.add_row(
             kernel,
             backend,
-            group["rule"].iloc[0],
             f"{(status == 'agrees').sum()} of {len(checked)}" if len(checked) else "",
             "" if math.isnan(margin) else f"{margin:.3g}",
             "; ".join(reasons),

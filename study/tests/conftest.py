@@ -45,7 +45,7 @@ SPEC = KernelSpec(
 
 @pytest.fixture
 def new_kernel(tmp_path, monkeypatch):
-    """The folder of a new kernel, `double_it`, outside the tree; and a new backend, `eager`, without files."""
+    """A folder outside the tree with the new kernel `double_it`, and a new backend, `eager`."""
     path = tmp_path / "phase9_tests" / "day99_doubling"
     path.mkdir(parents=True)
     monkeypatch.setattr(implementations, "__path__", [*implementations.__path__, str(tmp_path)])

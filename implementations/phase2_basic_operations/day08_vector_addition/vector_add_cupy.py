@@ -1,4 +1,4 @@
-"""One thread PACKS packs of 16 bytes; the thread of the last, partial pack goes element by element."""
+"""One thread a pack of 16 bytes; the thread of the last, partial pack goes element by element."""
 
 from pathlib import Path
 
@@ -9,7 +9,6 @@ from implementations.common.cuda_cpp import C_TYPE, CudaSource
 from implementations.phase2_basic_operations.day08_vector_addition.vector_add import check
 
 BLOCK = 256
-PACKS = 2
 
 SOURCE = CudaSource(Path(__file__).with_name("vector_add.cu"))
 
@@ -19,8 +18,8 @@ def vector_add(x, y):
     N = x.numel()
     out = torch.empty_like(x)
     if N > 0:
-        per_block = BLOCK * PACKS * 16 // x.element_size()
-        grid = (-(-N // per_block),)
-        name = f"vector_add_kernel<{C_TYPE[x.dtype]}, {PACKS}>"
+        VEC = 16 // x.element_size()
+        grid = (-(-N // (BLOCK * VEC)),)
+        name = f"vector_add_kernel<{C_TYPE[x.dtype]}>"
         SOURCE.launch(name, grid, (BLOCK,), x, y, out, np.int64(N))
     return out

@@ -1,4 +1,4 @@
-"""One thread PACKS packs of 16 bytes; the thread of the last, partial pack goes element by element."""
+"""One thread a pack of 16 bytes; the thread of the last, partial pack goes element by element."""
 
 from functools import cache
 
@@ -10,7 +10,6 @@ from implementations.common.numba_ptx import load_pack, store_pack
 from implementations.phase2_basic_operations.day08_vector_addition.vector_add import check
 
 BLOCK = 256
-PACKS = 2
 
 
 @cache  # a closure is Numba's template: VEC is a compile-time constant
@@ -18,21 +17,19 @@ def vector_add_kernel(VEC):
     @cuda.jit
     def kernel(x, y, out):
         N = x.size
-        first = cuda.blockIdx.x * BLOCK * PACKS + cuda.threadIdx.x
+        i = cuda.grid(1) * VEC
+
         a = cuda.local.array(VEC, float32)
         b = cuda.local.array(VEC, float32)
-
-        for p in range(PACKS):
-            i = (first + p * BLOCK) * VEC
-            if i + VEC <= N:
-                load_pack(x, i, a, 0)
-                load_pack(y, i, b, 0)
-                for k in range(VEC):
-                    a[k] += b[k]
-                store_pack(out, i, a, 0)
-            else:  # the last, partial pack
-                for k in range(i, N):
-                    out[k] = float32(x[k]) + float32(y[k])
+        if i + VEC <= N:
+            load_pack(x, i, a, 0)
+            load_pack(y, i, b, 0)
+            for k in range(VEC):
+                a[k] += b[k]
+            store_pack(out, i, a, 0)
+        else:  # the last, partial pack
+            for k in range(i, N):
+                out[k] = float32(x[k]) + float32(y[k])
 
     return kernel
 
@@ -43,6 +40,6 @@ def vector_add(x, y):
     out = torch.empty_like(x)
     if N > 0:
         VEC = 16 // x.element_size()
-        grid = (-(-N // (BLOCK * PACKS * VEC)),)
+        grid = (-(-N // (BLOCK * VEC)),)
         launch(vector_add_kernel(VEC), grid, (BLOCK,), x, y, out)
     return out

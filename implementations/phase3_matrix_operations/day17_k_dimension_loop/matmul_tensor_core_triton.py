@@ -7,7 +7,7 @@ import triton.language as tl
 from implementations.phase3_matrix_operations.day17_k_dimension_loop.matmul_tensor_core import check
 
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 256, 64
-num_warps, num_stages = 8, 3
+num_warps, num_stages = 8, 4
 
 
 @triton.jit
