@@ -44,19 +44,24 @@ __global__ void __launch_bounds__(THREADS* ROWS)
     out += (long long)row * N;
 
     Pack<T, VEC> pack[PACKS];
-    float v[PACKS][VEC];
-    float m = -CUDART_INF_F;
 #pragma unroll
     for (int p = 0; p < PACKS; ++p) {  // all loads are under way before the first is used
         const int n = (p * THREADS + threadIdx.x) * VEC;  // neighbours read neighbouring packs
-        if (in_rows && n < N) pack[p] = *reinterpret_cast<const Pack<T, VEC>*>(x + n);
+        if (in_rows && n < N) {
+            pack[p] = *reinterpret_cast<const Pack<T, VEC>*>(x + n);
+        } else {
+#pragma unroll
+            for (int k = 0; k < VEC; ++k) pack[p].v[k] = T(-CUDART_INF_F);
+        }
     }
+
+    float v[PACKS][VEC];
+    float m = -CUDART_INF_F;
 #pragma unroll
     for (int p = 0; p < PACKS; ++p)
 #pragma unroll
         for (int k = 0; k < VEC; ++k) {
-            const bool mask = in_rows && (p * THREADS + threadIdx.x) * VEC < N;
-            v[p][k] = mask ? float(pack[p].v[k]) : -CUDART_INF_F;
+            v[p][k] = float(pack[p].v[k]);
             m = fmaxf(m, v[p][k]);
         }
     m = reduce_row<THREADS>(m, partial_max, -CUDART_INF_F, Max());

@@ -58,30 +58,43 @@ __global__ void __launch_bounds__(BLOCK_M* BLOCK_N / 128)
 
     // this lane's row and, swizzled, column in what it addresses for ldmatrix
     const int lane_row = lane % 16, lane_col = lane / 16 * 8 ^ lane % 8 * 8;
-    float rC[WARP_M / 16][WARP_N / 8][4] = {};
-    for (int step = 0; step < steps; ++step) {
-        cp_async_wait<STAGES - 2>();
-        __syncthreads();  // this stage has arrived for all, and all have left the stage loaded next
-        load(step + STAGES - 1);
-
+    unsigned rA[2][WARP_M / 16][4], rB[2][WARP_N / 8][2];  // the fragments in use and the next
+    auto load_fragments = [&](int buffer, int step, int k) {
         const T* tA = sA + step % STAGES * BLOCK_M * BLOCK_K + (warp_m + lane_row) * BLOCK_K;
-        const T* tB = sB + step % STAGES * BLOCK_K * BLOCK_N + lane_row * BLOCK_N + warp_n;
+        const T* tB = sB + step % STAGES * BLOCK_K * BLOCK_N + (k + lane_row) * BLOCK_N + warp_n;
+#pragma unroll
+        for (int i = 0; i < WARP_M / 16; ++i)
+            ldmatrix_x4(rA[buffer][i], tA + i * 16 * BLOCK_K + (k ^ lane_col));
+#pragma unroll
+        for (int j = 0; j < WARP_N / 8; j += 2) {
+            unsigned r[4];  // two fragments: B's rows become the columns that mma wants
+            ldmatrix_x4_trans(r, tB + (j * 8 ^ lane_col));
+            rB[buffer][j][0] = r[0], rB[buffer][j][1] = r[1];
+            rB[buffer][j + 1][0] = r[2], rB[buffer][j + 1][1] = r[3];
+        }
+    };
+
+    float rC[WARP_M / 16][WARP_N / 8][4] = {};
+    cp_async_wait<STAGES - 2>();
+    __syncthreads();  // stage 0 has arrived for all
+    load_fragments(0, 0, 0);
+    for (int step = 0; step < steps; ++step) {
+        load(step + STAGES - 1);
 #pragma unroll
         for (int k = 0; k < BLOCK_K; k += 16) {
-            unsigned rA[WARP_M / 16][4], rB[WARP_N / 8][2];
-#pragma unroll
-            for (int i = 0; i < WARP_M / 16; ++i)
-                ldmatrix_x4(rA[i], tA + i * 16 * BLOCK_K + (k ^ lane_col));
-#pragma unroll
-            for (int j = 0; j < WARP_N / 8; j += 2) {
-                unsigned r[4];  // two fragments: B's rows become the columns that mma wants
-                ldmatrix_x4_trans(r, tB + k * BLOCK_N + (j * 8 ^ lane_col));
-                rB[j][0] = r[0], rB[j][1] = r[1], rB[j + 1][0] = r[2], rB[j + 1][1] = r[3];
+            const int buffer = k / 16 % 2;
+            if (k + 16 < BLOCK_K) {
+                load_fragments(buffer ^ 1, step, k + 16);
+            } else {
+                cp_async_wait<STAGES - 2>();
+                __syncthreads();  // the next stage has arrived for all, and all have left this one
+                load_fragments(buffer ^ 1, step + 1, 0);
             }
 #pragma unroll
             for (int i = 0; i < WARP_M / 16; ++i)
 #pragma unroll
-                for (int j = 0; j < WARP_N / 8; ++j) mma_m16n8k16<T>(rC[i][j], rA[i], rB[j]);
+                for (int j = 0; j < WARP_N / 8; ++j)
+                    mma_m16n8k16<T>(rC[i][j], rA[buffer][i], rB[buffer][j]);
         }
     }
 

@@ -7,7 +7,7 @@ import torch
 from implementations.common.cuda_cpp import C_TYPE, CudaSource
 from implementations.phase3_matrix_operations.day17_k_dimension_loop.matmul_tensor_core import check
 
-BLOCK_M, BLOCK_N, BLOCK_K = 128, 256, 64
+BLOCK_M, BLOCK_N, BLOCK_K = 256, 128, 64
 STAGES = 4
 
 SOURCE = CudaSource(Path(__file__).with_name("matmul_tensor_core.cu"))

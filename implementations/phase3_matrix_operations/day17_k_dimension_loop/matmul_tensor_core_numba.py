@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import numpy as np
 import torch
 from numba import cuda, float32, int16, int32, int64
 
@@ -10,11 +11,13 @@ from implementations.common.numba_cuda import launch
 from implementations.common.numba_ptx import global_address, shared_address
 from implementations.phase3_matrix_operations.day17_k_dimension_loop.matmul_tensor_core import check
 
-BLOCK_M, BLOCK_N, BLOCK_K = 128, 256, 64
+BLOCK_M, BLOCK_N, BLOCK_K = 256, 128, 64
 STAGES = 4
 WARP_M, WARP_N = 64, 64
 FRAGMENTS_M, FRAGMENTS_N = WARP_M // 16, WARP_N // 8
 THREADS = BLOCK_M * BLOCK_N // 128  # a warp for each 64 x 64
+A_TILE, B_TILE = BLOCK_M * BLOCK_K, BLOCK_K * BLOCK_N
+sB = STAGES * A_TILE  # in shared memory: sA [STAGES][BLOCK_M][BLOCK_K], sB [STAGES][BLOCK_K][BLOCK_N]
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
@@ -53,11 +56,32 @@ def matmul_tensor_core_kernel(dtype, ALIGNED):
     load_a, load_b = load_tile(ALIGNED, BLOCK_M, BLOCK_K), load_tile(ALIGNED, BLOCK_K, BLOCK_N)
     cp_async_wait = ptx.cp_async_wait(STAGES - 2)
 
+    @cuda.jit(device=True)
+    def load(shared, A, B, m0, n0, M, N, K, step, steps):
+        stage, k0 = step % STAGES, step * BLOCK_K
+        if step < steps:
+            load_a(shared, stage * A_TILE, A, m0 * K + k0, M - m0, K - k0, K)
+            load_b(shared, sB + stage * B_TILE, B, k0 * N + n0, K - k0, N - n0, N)
+        ptx.cp_async_commit()  # also when empty: the wait counts groups
+
+    @cuda.jit(device=True)
+    def load_fragments(rA, rB, buffer, shared, warp_m, warp_n, step, k):
+        # this lane's row and, swizzled, column in what it addresses for ldmatrix
+        lane = cuda.threadIdx.x % 32
+        lane_row, lane_col = lane % 16, lane // 16 * 8 ^ lane % 8 * 8
+        tA = step % STAGES * A_TILE + (warp_m + lane_row) * BLOCK_K
+        tB = sB + step % STAGES * B_TILE + (k + lane_row) * BLOCK_N + warp_n
+        for i in range(FRAGMENTS_M):
+            r = ptx.ldmatrix_x4(shared_address(shared, tA + i * 16 * BLOCK_K + (k ^ lane_col)))
+            rA[buffer, i, 0], rA[buffer, i, 1], rA[buffer, i, 2], rA[buffer, i, 3] = r
+        for j in range(0, FRAGMENTS_N, 2):
+            r = ptx.ldmatrix_x4_trans(shared_address(shared, tB + (j * 8 ^ lane_col)))
+            # two fragments: B's rows become the columns that mma wants
+            rB[buffer, j, 0], rB[buffer, j, 1], rB[buffer, j + 1, 0], rB[buffer, j + 1, 1] = r
+
     @cuda.jit(launch_bounds=THREADS)
     def kernel(A, B, C, M, N, K):
         shared = cuda.shared.array(0, int16)
-        A_TILE, B_TILE = BLOCK_M * BLOCK_K, BLOCK_K * BLOCK_N
-        sB = STAGES * A_TILE  # sA [STAGES][BLOCK_M][BLOCK_K], then sB [STAGES][BLOCK_K][BLOCK_N]
 
         tid = cuda.threadIdx.x
         lane, warp = tid % 32, tid // 32
@@ -67,50 +91,32 @@ def matmul_tensor_core_kernel(dtype, ALIGNED):
         steps = (K + BLOCK_K - 1) // BLOCK_K
 
         for step in range(STAGES - 1):
-            if step < steps:
-                k0 = step * BLOCK_K
-                load_a(shared, step * A_TILE, A, m0 * K + k0, M - m0, K - k0, K)
-                load_b(shared, sB + step * B_TILE, B, k0 * N + n0, K - k0, N - n0, N)
-            ptx.cp_async_commit()  # also when empty: the wait below counts groups
+            load(shared, A, B, m0, n0, M, N, K, step, steps)
 
-        # this lane's row and, swizzled, column in what it addresses for ldmatrix
-        lane_row, lane_col = lane % 16, lane // 16 * 8 ^ lane % 8 * 8
-        rA = cuda.local.array((FRAGMENTS_M, 4), int32)
-        rB = cuda.local.array((FRAGMENTS_N, 2), int32)
+        rA = cuda.local.array((2, FRAGMENTS_M, 4), int32)  # the fragments in use and the next
+        rB = cuda.local.array((2, FRAGMENTS_N, 2), int32)
         rC = cuda.local.array((FRAGMENTS_M, FRAGMENTS_N, 4), float32)
         for i in range(FRAGMENTS_M):
             for j in range(FRAGMENTS_N):
                 for e in range(4):
                     rC[i, j, e] = float32(0)
-
+        cp_async_wait()
+        cuda.syncthreads()  # stage 0 has arrived for all
+        load_fragments(rA, rB, 0, shared, warp_m, warp_n, 0, 0)
         for step in range(steps):
-            cp_async_wait()
-            cuda.syncthreads()  # this stage has arrived for all, and all have left the one loaded next
-            ahead = step + STAGES - 1
-            if ahead < steps:
-                stage, k0 = ahead % STAGES, ahead * BLOCK_K
-                load_a(shared, stage * A_TILE, A, m0 * K + k0, M - m0, K - k0, K)
-                load_b(shared, sB + stage * B_TILE, B, k0 * N + n0, K - k0, N - n0, N)
-            ptx.cp_async_commit()
-
-            tA = step % STAGES * A_TILE + (warp_m + lane_row) * BLOCK_K
-            tB = sB + step % STAGES * B_TILE + lane_row * BLOCK_N + warp_n
+            load(shared, A, B, m0, n0, M, N, K, step + STAGES - 1, steps)
             for k in range(0, BLOCK_K, 16):
-                for i in range(FRAGMENTS_M):
-                    r = ptx.ldmatrix_x4(
-                        shared_address(shared, tA + i * 16 * BLOCK_K + (k ^ lane_col))
-                    )
-                    rA[i, 0], rA[i, 1], rA[i, 2], rA[i, 3] = r[0], r[1], r[2], r[3]
-                for j in range(0, FRAGMENTS_N, 2):
-                    r = ptx.ldmatrix_x4_trans(
-                        shared_address(shared, tB + k * BLOCK_N + (j * 8 ^ lane_col))
-                    )
-                    # two fragments: B's rows become the columns that mma wants
-                    rB[j, 0], rB[j, 1], rB[j + 1, 0], rB[j + 1, 1] = r[0], r[1], r[2], r[3]
+                buffer = k // 16 % 2
+                if k + 16 < BLOCK_K:
+                    load_fragments(rA, rB, 1 - buffer, shared, warp_m, warp_n, step, k + 16)
+                else:
+                    cp_async_wait()
+                    cuda.syncthreads()  # the next stage has arrived for all, and all have left this
+                    load_fragments(rA, rB, 1 - buffer, shared, warp_m, warp_n, step + 1, 0)
                 for i in range(FRAGMENTS_M):
                     for j in range(FRAGMENTS_N):
-                        a = (rA[i, 0], rA[i, 1], rA[i, 2], rA[i, 3])
-                        b = (rB[j, 0], rB[j, 1])
+                        a = (rA[buffer, i, 0], rA[buffer, i, 1], rA[buffer, i, 2], rA[buffer, i, 3])
+                        b = (rB[buffer, j, 0], rB[buffer, j, 1])
                         c = mma(a, b, (rC[i, j, 0], rC[i, j, 1], rC[i, j, 2], rC[i, j, 3]))
                         rC[i, j, 0], rC[i, j, 1], rC[i, j, 2], rC[i, j, 3] = c[0], c[1], c[2], c[3]
 
@@ -146,5 +152,6 @@ def matmul_tensor_core(a, b):
         C = c.view(torch.int32 if ALIGNED else torch.int16).view(-1)
         grid = (-(-N // BLOCK_N), -(-M // BLOCK_M))
         shared = STAGES * (BLOCK_M + BLOCK_N) * BLOCK_K * a.element_size()
+        M, N, K = map(np.int32, (M, N, K))  # 64-bit loop counters would spill
         launch(kernel, grid, (THREADS,), A, B, C, M, N, K, shared_bytes=shared)
     return c
