@@ -12,11 +12,6 @@ os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")  # small check s
 
 from numba import cuda  # noqa: E402  (reads the two settings above)
 
-if DEVICE == "cpu":
-    from implementations.common.cpu import numba_fibers
-
-    numba_fibers.install()
-
 STATIC_SHARED_BYTES = 48 * 1024  # beyond this a kernel must opt in
 
 

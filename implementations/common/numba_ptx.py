@@ -191,35 +191,36 @@ def store_pack(array, index, values, first):
 MMA = "mma.sync.aligned.m16n8k16.row.col.f32.{0}.{0}.f32 {{$0,$1,$2,$3}}, {{$4,$5,$6,$7}}, {{$8,$9}}, {{$10,$11,$12,$13}};"
 
 
+# Row and column of the elements in each lane's registers: of A (32, 8), B (32, 4) and D (32, 4).
+G, T = (axis[:, None] for axis in (np.arange(32) // 4, np.arange(32) % 4 * 2))
+A_ROW, A_COL = G + np.array([0, 0, 8, 8] * 2), T + np.array([0, 1, 0, 1, 8, 9, 8, 9])
+B_ROW, B_COL = T + np.array([0, 1, 8, 9]), G + np.zeros(4, int)
+D_ROW, D_COL = G + np.array([0, 0, 8, 8]), T + np.array([0, 1, 0, 1])
+
+
 def _mma(a, b, c, decode):
-    """What every lane of the warp computes from the registers of all of them."""
-    table = exchange((a, b))
-    A, B = np.empty((16, 16), np.float32), np.empty((16, 8), np.float32)
-    for l, (ra, rb) in table.items():
-        g, t = l // 4, l % 4 * 2
-        for j in range(4):
-            A[g + j % 2 * 8, t + j // 2 * 8 :][:2] = decode(ra[j])
-        for j in range(2):
-            B[t + j * 8 :][:2, g] = decode(rb[j])
-    g, t = lane() // 4, lane() % 4 * 2
-    rows = A[[g, g, g + 8, g + 8]], B[:, [t, t + 1, t, t + 1]]
-    return tuple(np.float32(c[j] + rows[0][j] @ rows[1][:, j]) for j in range(4))
+    """This lane's registers of D; the product is formed once, from the registers of all lanes."""
 
+    def product(table):
+        ra, rb, rc = zip(*(table[l] for l in range(32)), strict=True)
+        A, B = np.empty((16, 16), np.float32), np.empty((16, 8), np.float32)
+        A[A_ROW, A_COL] = decode(np.array(ra, np.int32))
+        B[B_ROW, B_COL] = decode(np.array(rb, np.int32))
+        return (A @ B)[D_ROW, D_COL] + np.array(rc, np.float32)
 
-def _words16(word):
-    return np.array([int(word) & 0xFFFF, int(word) >> 16 & 0xFFFF], np.uint16)
+    return tuple(exchange((a, b, c), product, "mma")[lane()])
 
 
 @ptx(MMA.format("f16"), f4(i4, i2, f4))
 def mma_f16(a, b, c):
     """mma.m16n8k16 of float16 operands, two to a register."""
-    return _mma(a, b, c, lambda word: _words16(word).view(np.float16))
+    return _mma(a, b, c, lambda words: words.view(np.float16))
 
 
 @ptx(MMA.format("bf16"), f4(i4, i2, f4))
 def mma_bf16(a, b, c):
     """mma.m16n8k16 of bfloat16 operands, two to a register."""
-    return _mma(a, b, c, lambda word: (_words16(word).astype(np.uint32) << 16).view(np.float32))
+    return _mma(a, b, c, lambda words: (words.view(np.uint16).astype(np.uint32) << 16).view(np.float32))
 
 
 @ptx("cvt.rn.f16x2.f32 $0, $2, $1;", i32(f32, f32))
@@ -244,7 +245,7 @@ LDMATRIX = "ldmatrix.sync.aligned.m8n8.x4{}.shared.b16 {{$0,$1,$2,$3}}, [$4];"
 
 def _ldmatrix(row, transposed):
     """Registers of this lane from the row addresses that all lanes hand in."""
-    table = exchange(row)
+    table = exchange(row, None, "ldmatrix")
     g, t = lane() // 4, lane() % 4 * 2
     words = []
     for j in range(4):

@@ -30,21 +30,23 @@ class Unavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Backend:
-    """title: as the report calls it. packages: what its files import, by device.
+    """title: as the report calls it. packages: what its files import.
+    cpu: the module of `common/cpu/` that makes it run without a GPU, by `install()`.
     shared: files of `common/` whose text its kernels run through (part of their source hash).
     capability: the least CUDA compute capability; a kernel's file may ask for more by `CAPABILITY`.
     """
 
     title: str
     packages: tuple[str, ...]
+    cpu: str | None = None
     shared: tuple[str, ...] = ()
     capability: tuple[int, int] = (8, 0)
 
 
 BACKENDS = {
-    "triton": Backend("Triton", ("triton",)),
-    "cupy": Backend("CUDA C++", ("cupy", "cuda.core"), ("cuda_cpp.py",)),
-    "numba": Backend("Numba", ("numba", "numba.cuda"), ("numba_cuda.py",)),
+    "triton": Backend("Triton", ("triton",), "triton_interpreter"),
+    "cupy": Backend("CUDA C++", ("cupy", "cuda.core"), "cuda_cpp", ("cuda_cpp.py",)),
+    "numba": Backend("Numba", ("numba", "numba.cuda"), "numba_fibers", ("numba_cuda.py",)),
 }
 
 
@@ -86,8 +88,16 @@ def spec(kernel: str) -> KernelSpec:
 
 @cache
 def missing(backend: str) -> str | None:
-    """Why a backend cannot run on this machine, or None if it can."""
+    """Why a backend cannot run on this machine, or None if it can; on the CPU tier it then will."""
     row = BACKENDS[backend]
+    if DEVICE == "cpu" and row.cpu:
+        try:
+            importlib.import_module(f"implementations.common.cpu.{row.cpu}").install()
+        except ModuleNotFoundError as error:
+            return f"package {error.name} is not installed"
+        except RuntimeError as error:
+            return str(error)
+        return None
     for package in row.packages:
         try:
             found = find_spec(package)
@@ -95,9 +105,7 @@ def missing(backend: str) -> str | None:
             found = None
         if not found:
             return f"package {package.split('.')[0]} is not installed"
-    if DEVICE == "cuda":
-        return _lacks(row.capability)
-    return None
+    return _lacks(row.capability) if DEVICE == "cuda" else None
 
 
 def _lacks(capability: tuple[int, int]) -> str | None:

@@ -1,0 +1,344 @@
+"""Numba CUDA kernels on the CPU: a block's threads are greenlets of one OS thread.
+
+`install()` gives `numba.cuda`, imported with NUMBA_ENABLE_CUDASIM=1, another `jit`, whose kernels run
+as plain Python, and what they find under `cuda.`: indices, barriers, shuffles, votes, shared and local
+arrays. A thread runs until it must wait for others, then the next one does. Shared and local arrays
+start with every byte 0xFF, NaN in any float dtype, -1 in the integers. STUDY_THREAD_SEED, an integer,
+shuffles the order of the threads.
+
+Stricter than a GPU: a thread that has ended never counts as arrived at a barrier, and a shuffle may
+not read a lane that takes no part in it.
+"""
+
+import os
+import random
+import sys
+from collections import defaultdict, deque
+from functools import cache, partial
+from itertools import count, groupby
+from types import FunctionType, SimpleNamespace
+
+import numpy as np
+from greenlet import getcurrent, greenlet
+from numba import cuda
+from numba.cuda import libdevice as cuda_libdevice
+from numba.cuda import types
+from numba.cuda.np.numpy_support import as_dtype
+from numba.cuda.simulator.kernelapi import Dim3, FakeCUDAModule
+
+from implementations.common.cpu import libdevice
+
+WARP = 32
+FULL = 0xFFFFFFFF
+MAX_THREADS = 1024
+
+
+class Thread(greenlet):
+    """One thread. `cuda.<name>`, where it differs from thread to thread, is an attribute here."""
+
+    warpsize = WARP
+
+    def __init__(self, body, block, index, threadIdx):
+        super().__init__(body)
+        self.block, self.index, self.threadIdx = block, index, threadIdx
+        self.blockIdx, self.blockDim, self.gridDim = block.blockIdx, block.blockDim, block.gridDim
+        self.shared = block
+        self.warp, self.laneid = divmod(index, WARP)
+        self.state = {}
+
+
+class Meeting:
+    """Threads that wait for each other, each with a value, until all `expected` have come."""
+
+    def __init__(self):
+        self.values, self.waiting, self.result = {}, [], None
+
+
+class Block:
+    """One block: its threads, where they meet, and its shared memory (`cuda.shared`)."""
+
+    def __init__(self, blockIdx, blockDim, gridDim, shared_bytes):
+        self.blockIdx, self.blockDim, self.gridDim = blockIdx, blockDim, gridDim
+        self.size = blockDim.x * blockDim.y * blockDim.z
+        self.dynamic = _poisoned(shared_bytes, np.dtype(np.uint8))
+        self.arrays = {}
+        self.meetings = {}
+
+    def array(self, shape, dtype, alignment=None):
+        """`cuda.shared.array`: one array for each call in the source; shape 0: the dynamic memory."""
+        dtype = _numpy(dtype)
+        if shape in (0, (0,)):
+            return self.dynamic[: self.dynamic.size // dtype.itemsize * dtype.itemsize].view(dtype)
+        caller = sys._getframe(1)
+        site = id(caller.f_code), caller.f_lasti
+        if site not in self.arrays:
+            self.arrays[site] = _poisoned(shape, dtype)
+        return self.arrays[site]
+
+    def run(self, function, args):
+        """Run every thread to its end. RuntimeError where one fails or where all that are left wait."""
+
+        def body():
+            with np.errstate(all="ignore"):  # integers wrap, x / 0 is infinite, as on a GPU
+                function(*args)
+
+        indices = np.ndindex(*reversed(tuple(self.blockDim)))  # x runs fastest
+        self.threads = [Thread(body, self, i, Dim3(x, y, z)) for i, (z, y, x) in enumerate(indices)]
+        self.ready = deque(self.threads)
+        if seed := os.environ.get("STUDY_THREAD_SEED"):
+            random.Random(int(seed)).shuffle(self.ready)
+        while self.ready:
+            thread = self.ready.popleft()
+            try:
+                thread.switch()
+            except Exception as error:
+                raise RuntimeError(
+                    f"thread {thread.threadIdx} of block {self.blockIdx}, {_place(error)}: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+        if self.meetings:
+            raise RuntimeError(f"deadlock in block {self.blockIdx}: {self._where()}")
+
+    def _where(self):
+        """The threads by where they wait, e.g. "threads 0-30 wait in syncwarp at sum.py:12"."""
+        groups = defaultdict(list)
+        for (operation, *_), meeting in self.meetings.items():
+            for thread in meeting.waiting:
+                frame = thread.gr_frame
+                while frame.f_code.co_filename == __file__:
+                    frame = frame.f_back
+                groups[f"wait in {operation} at {_line(frame)}"].append(thread.index)
+        groups["have ended"] = [thread.index for thread in self.threads if thread.dead]
+        return "; ".join(f"threads {_ranges(found)} {at}" for at, found in groups.items() if found)
+
+    def meet(self, key, expected, who, value, combine):
+        """Wait until `expected` threads have come to `key`; what `combine` makes of their values."""
+        meeting = self.meetings.get(key)
+        if meeting is None:
+            meeting = self.meetings[key] = Meeting()
+        meeting.values[who] = value
+        if len(meeting.values) < expected:
+            thread = getcurrent()
+            meeting.waiting.append(thread)
+            thread.parent.switch()
+        else:
+            del self.meetings[key]
+            meeting.result = combine(meeting.values) if combine else meeting.values
+            self.ready.extend(meeting.waiting)
+        return meeting.result
+
+
+def _ranges(numbers):
+    """[0, 1, 2, 5] → "0-2, 5"."""
+    texts = []
+    for _, group in groupby(sorted(numbers), key=lambda n, position=count(): n - next(position)):
+        first, *rest = group
+        texts.append(f"{first}-{rest[-1]}" if rest else str(first))
+    return ", ".join(texts)
+
+
+def _line(frame, number=None):
+    return f"{os.path.basename(frame.f_code.co_filename)}:{number or frame.f_lineno}"
+
+
+def _place(error):
+    """The innermost line of the error outside of this file."""
+    trace, place = error.__traceback__, ""
+    while trace:
+        if trace.tb_frame.f_code.co_filename != __file__:
+            place = _line(trace.tb_frame, trace.tb_lineno)
+        trace = trace.tb_next
+    return place
+
+
+def _poisoned(shape, dtype):
+    array = np.empty(shape, dtype)
+    array.view(np.uint8).fill(0xFF)
+    return array
+
+
+@cache
+def _numpy(dtype):
+    return np.dtype(as_dtype(dtype) if isinstance(dtype, types.Type) else dtype)
+
+
+# What this thread is, for the CPU meanings of PTX instructions.
+
+
+def lane() -> int:
+    """This thread's lane in its warp."""
+    return getcurrent().laneid
+
+
+def thread_state() -> dict:
+    """Whatever is to be kept for this thread until it ends."""
+    return getcurrent().state
+
+
+def exchange(value, combine=None, operation="a warp-wide instruction", mask=FULL):
+    """Wait for the lanes of `mask`; lane → value of each, or what `combine` makes of that table.
+
+    `combine` is called once for all lanes. Lanes that the block does not have are not waited for.
+    """
+    thread, mask = getcurrent(), int(mask) & FULL
+    if not mask >> thread.laneid & 1:
+        raise RuntimeError(f"lane {thread.laneid} must be in the mask of {operation}, {mask:#010x}")
+    lanes = min(WARP, thread.block.size - thread.warp * WARP)
+    expected = (mask & (1 << lanes) - 1).bit_count()
+    key = operation, thread.warp, mask
+    return thread.block.meet(key, expected, thread.laneid, value, combine)
+
+
+# What a kernel finds under `cuda.`.
+
+
+def _grid(ndim):
+    t = getcurrent()
+    at = [b * d + i for b, d, i in zip(t.blockIdx, t.blockDim, t.threadIdx, strict=True)]
+    return at[0] if ndim == 1 else tuple(at[:ndim])
+
+
+def _gridsize(ndim):
+    t = getcurrent()
+    size = [g * b for g, b in zip(t.gridDim, t.blockDim, strict=True)]
+    return size[0] if ndim == 1 else tuple(size[:ndim])
+
+
+def _barrier(operation, value=None, combine=None):
+    thread = getcurrent()
+    return thread.block.meet((operation,), thread.block.size, thread.index, value, combine)
+
+
+def _count(table):
+    return sum(map(bool, table.values()))
+
+
+def _lanes(table, chosen):
+    """The mask of the lanes whose values are `chosen`."""
+    return sum(1 << lane for lane, value in table.items() if chosen(value))
+
+
+def _shuffle(operation, source):
+    """source: (lane, argument, first lane of its segment, first beyond it) → the lane to read."""
+
+    def shuffle(mask, value, argument, width=WARP):
+        table = exchange(value, None, operation, mask)
+        first = lane() // width * width
+        at = source(lane(), int(argument), first, first + width)
+        if at not in table:
+            raise RuntimeError(f"{operation}: lane {lane()} reads lane {at}, which takes no part")
+        return table[at]
+
+    return shuffle
+
+
+def _vote(operation, combine):
+    return lambda mask, predicate: exchange(predicate, combine, operation, mask)
+
+
+def _match_any(mask, value):
+    table = exchange(value, None, "match_any_sync", mask)
+    return _lanes(table, lambda other: other == value)
+
+
+def _match_all(mask, value):
+    table = exchange(value, None, "match_all_sync", mask)
+    same = len(set(table.values())) == 1
+    return (_lanes(table, lambda _: True), True) if same else (0, False)
+
+
+MEANINGS = {
+    "grid": _grid,
+    "gridsize": _gridsize,
+    "syncthreads": partial(_barrier, "syncthreads"),
+    "syncthreads_count": lambda p: _barrier("syncthreads_count", p, _count),
+    "syncthreads_and": lambda p: _barrier("syncthreads_and", p, lambda t: int(all(t.values()))),
+    "syncthreads_or": lambda p: _barrier("syncthreads_or", p, lambda t: int(any(t.values()))),
+    "syncwarp": lambda mask=FULL: exchange(None, None, "syncwarp", mask),
+    "shfl_sync": _shuffle("shfl_sync", lambda l, at, first, end: first + at % (end - first)),
+    "shfl_up_sync": _shuffle(
+        "shfl_up_sync", lambda l, delta, first, end: l - delta if l - delta >= first else l
+    ),
+    "shfl_down_sync": _shuffle(
+        "shfl_down_sync", lambda l, delta, first, end: l + delta if l + delta < end else l
+    ),
+    "shfl_xor_sync": _shuffle(
+        "shfl_xor_sync", lambda l, bits, first, end: l ^ bits if l ^ bits < end else l
+    ),
+    "ballot_sync": _vote("ballot_sync", lambda table: _lanes(table, bool)),
+    "all_sync": _vote("all_sync", lambda table: all(table.values())),
+    "any_sync": _vote("any_sync", lambda table: any(table.values())),
+    "eq_sync": _vote("eq_sync", lambda table: len(set(map(bool, table.values()))) == 1),
+    "match_any_sync": _match_any,
+    "match_all_sync": _match_all,
+    "local": SimpleNamespace(
+        array=lambda shape, dtype, alignment=None: _poisoned(shape, _numpy(dtype))
+    ),
+    "fma": libdevice.meaning("fmaf"),
+}
+SIMULATED = FakeCUDAModule((1, 1, 1), (1, 1, 1), 0)  # atomics, constants, bits, float16
+MEANINGS |= {
+    name: getattr(SIMULATED, name)
+    for name in (
+        *("atomic", "const", "fp16", "popc", "brev", "clz", "ffs", "selp"),
+        *("threadfence", "threadfence_block", "threadfence_system"),
+    )
+}
+
+
+def _of_thread(name):
+    try:
+        return getattr(getcurrent(), name)
+    except AttributeError:
+        raise AttributeError(f"cuda.{name} has no meaning on the CPU tier") from None
+
+
+class Kernel:
+    """What `cuda.jit` makes of a function that is launched: kernel[grid, block](*args)."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __getitem__(self, configuration):
+        grid, block, *rest = configuration
+        grid, block = (Dim3(*d, *(1,) * (3 - len(d))) for d in (grid, block))
+        shared_bytes = rest[1] if len(rest) > 1 else 0
+        threads = block.x * block.y * block.z
+        if threads > MAX_THREADS:
+            raise ValueError(f"a block must have at most {MAX_THREADS} threads, got {threads}")
+
+        def run(*args):
+            for z, y, x in np.ndindex(*reversed(tuple(grid))):
+                Block(Dim3(x, y, z), block, grid, shared_bytes).run(self.function, args)
+
+        return run
+
+
+def jit(function=None, device=False, **options):
+    """`cuda.jit`: a Kernel, or the function itself for device=True. Options are of no effect here."""
+    if not callable(function):  # called with options, or with a signature
+        return partial(jit, device=device)
+    # code of its own, so that each closure of a factory has its own shared arrays
+    own = FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    return own if device else Kernel(own)
+
+
+def install() -> None:
+    """Replace the simulator's meanings by those of this module, in `numba.cuda` itself."""
+    cuda.jit = jit
+    for name, function in MEANINGS.items():
+        setattr(cuda, name, function)
+    cuda.__getattr__ = _of_thread  # threadIdx, shared, laneid, ...
+    for name in dir(cuda_libdevice):
+        if not name.startswith("_"):
+            setattr(cuda_libdevice, name, partial(_libdevice, name))
+
+
+def _libdevice(name, *args):
+    return libdevice.meaning(name)(*args)
