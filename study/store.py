@@ -1,7 +1,9 @@
-"""The files of data/: one folder a machine, written atomically, refused where damaged, never overwritten blindly."""
+"""The files of data/: one folder a machine; written atomically, refused where damaged."""
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -23,17 +25,30 @@ def read(path: Path) -> pd.DataFrame:
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
-        return pd.read_csv(path, keep_default_na=True)
+        return pd.read_csv(path, dtype={"source_hash": str})  # or one of digits is a number
     except Exception as error:
         raise DamagedData(f"{path} is damaged and was left untouched: {error}") from error
 
 
-def write(path: Path, table: pd.DataFrame) -> None:
-    """Replace a CSV or Parquet table in one step: an interruption leaves the old file or the new one."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a path to write to, which then takes the place of `path` in one step.
+
+    An interruption or a full disk leaves the old file as it was, and nothing beside it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    if path.suffix == ".parquet":
-        table.to_parquet(part, index=False)
-    else:
-        table.to_csv(part, index=False, lineterminator="\n", float_format="%.6g")
-    os.replace(part, path)
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write(path: Path, table: pd.DataFrame) -> None:
+    """Replace a CSV or Parquet table in one step."""
+    with replacing(path) as part:
+        if path.suffix == ".parquet":
+            table.to_parquet(part, index=False)
+        else:
+            table.to_csv(part, index=False, lineterminator="\n", float_format="%.6g")

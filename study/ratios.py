@@ -1,0 +1,239 @@
+"""From raw samples to medians, ratios with intervals and verdicts. Equal samples, equal tables."""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pandas as pd
+
+from implementations.common.spec import Work
+
+KEY = ["kernel", "backend", "dtype", "size"]
+ROUND = ["cell", "process", "round"]
+CHECKED = ["cupti_us", "event_us"]
+COLUMNS = [
+    *KEY,
+    *("device_us_p20", "device_us_p50", "device_us_p80", "samples", "processes"),
+    *("bytes", "flops", "unit", "speed", "floor_us", *CHECKED),
+    *("reference", "ratio", "ratio_low", "ratio_high"),
+    *("ceiling", "of_ceiling", "of_ceiling_low", "of_ceiling_high"),
+    *("verdict", "error", "source_hash"),
+]
+
+CEILING = {"GB/s": "copy", "TFLOP/s": "matmul"}  # the limit of a kernel, by the unit of its speed
+
+RESAMPLES, SEED = 2000, 20240
+EQUAL = 1.05  # within this factor two speeds are called equal
+IMPOSSIBLE = 1.05  # beyond this multiple of the ceiling a speed is an error
+LAUNCH_BOUND = 3  # times the floor
+CUPTI_SHARE, CUPTI_US = 0.10, 1.5  # how far the graph may be from the profiler
+
+TWICE, SLOWER = "#2", "+5%"  # ends of the names of the two entries that test the protocol
+
+
+def intervals(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
+    """Their time over ours, paired within rounds: ratio, low and high of the 95 % interval, by KEY.
+
+    theirs: at most one row a cell, process and round. The interval is that of a hierarchical
+    bootstrap of the median log-ratio: processes are drawn, then rounds of each, with replacement.
+    """
+    pairs = ours.merge(theirs[[*ROUND, "device_us"]], on=ROUND, suffixes=("", "_theirs"))
+    pairs = pairs.sort_values([*KEY, *ROUND], ignore_index=True)
+    logs = np.log(pairs["device_us_theirs"] / pairs["device_us"]).to_numpy()
+    found = {}
+    for key, at in pairs.groupby(KEY, sort=False).indices.items():
+        _, sizes = np.unique(pairs["process"].to_numpy()[at], return_counts=True)
+        found[key] = _bootstrap(logs[at].tobytes(), tuple(sizes))
+    index = pd.MultiIndex.from_tuples(list(found), names=KEY)
+    return pd.DataFrame(
+        list(found.values()), index=index, columns=["ratio", "low", "high"], dtype=float
+    )
+
+
+@cache  # a table is derived again after every cell, most of it from old samples
+def _bootstrap(logs: bytes, sizes: tuple[int, ...]) -> tuple[float, float, float]:
+    """Ratio, low and high; `logs` are float64, the processes one after another."""
+    values = np.frombuffer(logs)
+    medians = np.median(values[_draws(sizes)], axis=1)
+    return tuple(map(float, np.exp([np.median(values), *np.quantile(medians, (0.025, 0.975))])))
+
+
+@cache
+def _draws(sizes: tuple[int, ...]) -> np.ndarray:
+    """Indices of the resamples, one a row."""
+    rng = np.random.default_rng(SEED)
+    counts = np.array(sizes)
+    starts = np.cumsum(counts) - counts
+    process = rng.integers(len(counts), size=(RESAMPLES, len(counts), 1))
+    position = rng.random((RESAMPLES, len(counts), counts.max())) * counts[process]
+    return (starts[process] + position.astype(int)).reshape(RESAMPLES, -1)
+
+
+def verdict(low: float, high: float) -> str:
+    """What the 95 % interval of a ratio of speeds says.
+
+    "equal" if all of it is within ±5 %; else "faster" or "slower" if it excludes 1, or "undecided".
+    """
+    if np.isnan(low):
+        return "no verdict"
+    if 1 / EQUAL <= low and high <= EQUAL:
+        return "equal"
+    return "faster" if low > 1 else "slower" if high < 1 else "undecided"
+
+
+def derive(
+    samples: pd.DataFrame,
+    checks: pd.DataFrame,
+    work: Callable[[str, str, str, str], Work],
+    reference: Callable[[str], str],
+) -> pd.DataFrame:
+    """The table of timings.csv, one row a cell.
+
+    samples: rows of samples.parquet; `cell` names the rounds that a row belongs to, `error` why
+    there is no time. checks: cupti_us and event_us by KEY and source_hash.
+    work: `(kernel, backend, dtype, size)` → Work. reference: a kernel → the name of its main
+    baseline, "" where it has none.
+    Of a cell measured from two states of its source only the rows of the later one count.
+    """
+    samples = _current(samples)
+    if samples.empty:
+        return pd.DataFrame(columns=COLUMNS)
+    by_key = samples[~_planted(samples)].groupby(KEY, sort=False)
+    table = by_key.agg(cell=("cell", "first"), error=("error", "max"), hash=("source_hash", "last"))
+    done = [work(*key) for key in table.index]
+    table["bytes"] = [d.bytes for d in done]
+    table["flops"] = [d.flops for d in done]
+    table["unit"] = [d.unit for d in done]
+
+    timed = _timed(samples)
+    of_key = timed.groupby(KEY, sort=False)
+    for p in (20, 50, 80):
+        table[f"device_us_p{p}"] = of_key["device_us"].quantile(p / 100)
+    table["samples"], table["processes"] = of_key.size(), of_key["process"].nunique()
+    table = table.fillna({"samples": 0, "processes": 0}).astype({"samples": int, "processes": int})
+    some = table.index.get_level_values("kernel").str.startswith("_") & (table["samples"] > 0)
+    table.loc[some, "error"] = (
+        ""  # a ceiling that does not fit beside one kernel may beside another
+    )
+    table["speed"] = [d.speed(us) for d, us in zip(done, table["device_us_p50"], strict=True)]
+    table["floor_us"] = _floor(timed, table["cell"])
+
+    kernels = table.index.get_level_values("kernel")
+    table["reference"] = ["" if k.startswith("_") else reference(k) for k in kernels]
+    ours = timed[~timed["kernel"].str.startswith("_")]
+    main = timed["backend"] == timed["kernel"].map(table["reference"].groupby("kernel").first())
+    for name, column in _named(intervals(ours, timed[main]), "ratio"):
+        table[name] = column
+
+    table["ceiling"] = table["unit"].map(CEILING).where(~kernels.str.startswith("_"), "")
+    limit = timed[(timed["kernel"] == "_ceiling") & timed["backend"].isin(CEILING.values())]
+    ceiling_work = limit.drop_duplicates("cell").set_index("cell")[KEY]
+    ceiling_work = {cell: work(*key) for cell, *key in ceiling_work.itertuples()}
+    share = [
+        _share(d, ceiling_work[cell]) if cell in ceiling_work else np.nan
+        for d, cell in zip(done, table["cell"], strict=True)
+    ]
+    for name, column in _named(intervals(ours, limit), "of_ceiling"):
+        table[name] = column * pd.Series(share, table.index)
+
+    checks = checks.reindex(columns=[*KEY, "source_hash", *CHECKED])
+    checks = checks.astype(dict.fromkeys(CHECKED, float))
+    table = table.rename(columns={"hash": "source_hash"}).reset_index()
+    table = table.merge(checks, how="left", on=[*KEY, "source_hash"])
+    _gate(table)
+    _judge(table)
+    return table[COLUMNS]
+
+
+def protocol(samples: pd.DataFrame) -> pd.DataFrame:
+    """How the protocol fares on what is known: check, cells, found, rate.
+
+    The same kernel entered twice is found where the verdict is "equal"; a planted 5 % slowdown
+    where the interval of the ratio excludes 1. Launch-bound cells do not count.
+    """
+    rows = []
+    for title, ending in (("same kernel twice", TWICE), ("planted 5 % slowdown", SLOWER)):
+        hits = []
+        if not samples.empty:
+            timed = _timed(_current(samples))
+            floors = _floor(timed, timed["cell"])
+            medians = timed.groupby(["cell", *KEY])["device_us"].transform("median")
+            timed = timed[~(medians < LAUNCH_BOUND * floors)]
+            again = timed[timed["backend"].str.endswith(ending)]
+            original = timed.merge(
+                again.assign(backend=again["backend"].str.removesuffix(ending))[[*KEY, *ROUND]]
+            )
+            found = intervals(again, original)
+            hits = [
+                verdict(low, high) == "equal" if ending == TWICE else high < 1
+                for low, high in zip(found["low"], found["high"], strict=True)
+            ]
+        rate = np.mean(hits) if hits else np.nan
+        rows.append({"check": title, "cells": len(hits), "found": sum(hits), "rate": rate})
+    return pd.DataFrame(rows)
+
+
+def _current(samples: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each cell's latest source."""
+    if samples.empty:
+        return samples
+    latest = samples.groupby(KEY, sort=False)["source_hash"].transform("last")
+    return samples[samples["source_hash"] == latest]
+
+
+def _timed(samples: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the entries that never failed in their cell."""
+    failed = samples.groupby(["cell", *KEY], sort=False)["error"].transform("max")
+    return samples[failed == ""]
+
+
+def _planted(samples: pd.DataFrame) -> pd.Series:
+    return samples["backend"].str.endswith((TWICE, SLOWER))
+
+
+def _floor(timed: pd.DataFrame, cells: pd.Series) -> pd.Series:
+    """The empty kernel's µs in each of `cells`, NaN where it was not timed."""
+    floors = timed[timed["kernel"] == "_floor"].groupby("cell")["device_us"].median()
+    return cells.map(floors).astype(float)  # a float column also where nothing was timed
+
+
+def _named(found: pd.DataFrame, name: str):
+    return zip((name, f"{name}_low", f"{name}_high"), (found[c] for c in found), strict=True)
+
+
+def _share(done: Work, limit: Work) -> float:
+    """How much of the ceiling's work the kernel's is."""
+    return done.bytes / limit.bytes if done.unit == "GB/s" else done.flops / limit.flops
+
+
+def _gate(table: pd.DataFrame) -> None:
+    """Mark what the machine cannot do: more than 105 % of the fastest ceiling of its kind."""
+    ours = ~table["kernel"].str.startswith("_")
+    for unit, backend in CEILING.items():
+        limits = table[(table["kernel"] == "_ceiling") & (table["backend"] == backend)]
+        peak = limits.groupby("dtype")["speed"].max().to_dict()
+        dtypes = ["uint8"] * len(table) if backend == "copy" else table["dtype"]
+        fastest = pd.Series([peak.get(dtype, np.nan) for dtype in dtypes], table.index)
+        above = ours & (table["unit"] == unit) & (table["speed"] > IMPOSSIBLE * fastest)
+        for i in table.index[above]:
+            table.loc[i, "error"] = (
+                f"{table.loc[i, 'speed']:.4g} {unit} is above 105 % of the {backend} ceiling, "
+                f"{fastest[i]:.4g} {unit}"
+            )
+
+
+def _judge(table: pd.DataFrame) -> None:
+    us, floor, cupti = table["device_us_p50"], table["floor_us"], table["cupti_us"]
+    apart = (us - floor - cupti).abs()
+    agree = apart <= np.maximum(CUPTI_SHARE * us, CUPTI_US)  # False where there is no cross-check
+    said = [verdict(*pair) for pair in zip(table["ratio_low"], table["ratio_high"], strict=True)]
+    table["verdict"] = np.select(
+        [
+            table["kernel"].str.startswith("_"),
+            table["error"] != "",
+            us < LAUNCH_BOUND * floor,
+            agree,
+        ],
+        ["", "no verdict", "launch-bound", said],
+        "no verdict",
+    )

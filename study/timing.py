@@ -1,0 +1,163 @@
+"""Device time: calls captured in a CUDA graph that rotate over more data than the L2 holds."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Mapping
+
+import numpy as np
+import torch
+
+from study.agreement import as_tuple
+
+REPLAY_US = 1000  # a replay lasts at least this long
+CACHES = 3  # the input sets and their outputs, in units of the L2
+QUEUE_CYCLES = 400_000  # about 0.2 ms: the GPU sleeps while the host queues what is timed
+PLANTED = 20  # one call in so many is added by a planted slowdown: 5 %
+WINDOW_S, WARM_S, WARM_AT_MOST_S = 0.125, 0.25, 3.0
+SETTLED = 0.01  # two windows agree within this fraction
+
+CUPTI_US, CUPTI_CALLS = 150_000, (20, 100)  # long enough to reach the sustained clocks
+EVENT_CALLS = 20
+EVENT_CYCLES = 20_000_000  # about 10 ms: the host queues EVENT_CALLS calls of any backend meanwhile
+
+
+def set_count(set_bytes: int, implementations: int) -> int:
+    """The number of input sets: three times the L2 with their outputs, and two where they fit."""
+    cache = torch.cuda.get_device_properties().L2_cache_size
+    free, _ = torch.cuda.mem_get_info()
+    least = 2 if 2 * set_bytes * implementations <= free else 1
+    return max(least, math.ceil(CACHES * cache / max(set_bytes, 1)))
+
+
+def input_sets(inputs: tuple, count: int) -> list[tuple]:
+    """`inputs` and count - 1 copies of it in memory of their own."""
+    copies = [
+        tuple(x.clone() if isinstance(x, torch.Tensor) else x for x in inputs)
+        for _ in range(count - 1)
+    ]
+    return [inputs, *copies]
+
+
+class Captured:
+    """One implementation in a CUDA graph: `calls` calls that rotate over `sets`.
+
+    Calling it replays the graph once and gives the device time of a call in µs. slower: capture 5 %
+    more calls than are counted. To be made and called in a stream other than the default one. What
+    the implementation raises is passed on, then the process must be given up: the stream may still
+    be capturing.
+    """
+
+    def __init__(self, function: Callable, sets: list[tuple], slower: bool = False):
+        self.first = _bits(function(*sets[0]))  # compiles, and what the replays must repeat
+        self.begin, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._capture(function, sets, len(sets))
+        self.calls = len(sets)
+        self()  # uploads the graph
+        calls = math.ceil(REPLAY_US / min(self() for _ in range(3)))
+        step = math.lcm(len(sets), PLANTED) if slower else len(sets)
+        self.calls = step * math.ceil(calls / step)
+        extra = self.calls // PLANTED if slower else 0
+        if self.calls + extra > len(sets):
+            self._capture(function, sets, self.calls + extra)
+        self()
+
+    def _capture(self, function, sets, calls):
+        # torch.cuda.graph would empty the allocator's cache each time
+        self.graph = torch.cuda.CUDAGraph()
+        # one output reused by every call would stay in the L2: those of a rotation are kept
+        self.outputs = deque(maxlen=len(sets))
+        self.graph.capture_begin()
+        for i in range(calls):
+            self.outputs.append(function(*sets[i % len(sets)]))
+        self.graph.capture_end()
+
+    def __call__(self) -> float:
+        torch.cuda.synchronize()
+        torch.cuda._sleep(QUEUE_CYCLES)
+        self.begin.record()
+        self.graph.replay()
+        self.end.record()
+        self.end.synchronize()
+        return 1e3 * self.begin.elapsed_time(self.end) / self.calls
+
+    def repeats(self) -> bool:
+        """Whether what the last replay left in its outputs is bit-identical to the first call's."""
+        torch.cuda.synchronize()
+        return all(
+            len(self.first) == len(bits) and all(map(torch.equal, self.first, bits))
+            for bits in map(_bits, self.outputs)
+        )
+
+
+def _bits(outputs) -> list[torch.Tensor]:
+    return [
+        y.reshape(-1).view(torch.uint8) for y in as_tuple(outputs) if isinstance(y, torch.Tensor)
+    ]
+
+
+def warm_up(timers: Mapping[Hashable, Callable[[], float]]) -> None:
+    """Run all timers in turn until two windows agree within 1 %, for 0.25 to 3 s."""
+    begun, previous = time.monotonic(), None
+    while True:
+        window = _window(timers)
+        lasted = time.monotonic() - begun
+        settled = previous is not None and abs(window / previous - 1) <= SETTLED
+        if lasted >= WARM_AT_MOST_S or lasted >= WARM_S and settled:
+            return
+        previous = window
+
+
+def _window(timers) -> float:
+    """The mean time of a round."""
+    begun, rounds = time.monotonic(), []
+    while not rounds or time.monotonic() - begun < WINDOW_S:
+        rounds.append(sum(timer() for timer in timers.values()))
+    return float(np.mean(rounds))
+
+
+def interleave(
+    timers: Mapping[Hashable, Callable[[], float]], rounds: int, seed: int
+) -> Iterator[list[tuple[Hashable, float]]]:
+    """Call each timer once a round in random order; yields a round's (key, time) in that order."""
+    rng = np.random.default_rng(seed)
+    keys = list(timers)
+    for _ in range(rounds):
+        yield [(keys[i], timers[keys[i]]()) for i in rng.permutation(len(keys))]
+
+
+def cross_check(function: Callable, sets: list[tuple]) -> tuple[float, float]:
+    """The time of one call in µs by two other instruments, calls rotating over `sets`.
+
+    First the sum of its kernels' durations as the profiler (CUPTI) has them, under sustained load
+    (NaN where the profiler sees none); then events around calls queued ahead.
+    """
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    for _ in range(2):  # once to fill the allocator's cache
+        torch.cuda.synchronize()
+        torch.cuda._sleep(EVENT_CYCLES)
+        begin.record()
+        _call(function, sets, EVENT_CALLS)
+        end.record()
+        end.synchronize()
+    event_us = 1e3 * begin.elapsed_time(end) / EVENT_CALLS
+
+    calls = int(np.clip(CUPTI_US / event_us, *CUPTI_CALLS))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        _call(function, sets, calls)
+        torch.cuda.synchronize()
+    durations = [
+        event.time_range.elapsed_us()
+        for event in sorted(profile.events(), key=lambda event: event.time_range.start)
+        if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
+    ]
+    launches = len(durations) // calls
+    sustained = durations[len(durations) - launches * (calls // 2) :]
+    cupti_us = sum(sustained) / (calls // 2) if launches else math.nan
+    return cupti_us, event_us
+
+
+def _call(function, sets, calls):
+    outputs = deque(maxlen=len(sets))
+    for i in range(calls):
+        outputs.append(function(*sets[i % len(sets)]))
