@@ -1,0 +1,85 @@
+"""What of a selection is not in data/ yet, or was measured from a source that has changed since."""
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import pandas as pd
+from rich.table import Table
+
+from implementations.common import registry
+from study import store
+from study.cells import Cell, Selection
+from study.measure import groups
+from study.progress import console
+from study.ratios import KEY
+from study.sources import source_hash
+
+MEASURED = ("agreement", "timings")  # the tables of a machine
+
+
+def run(selection: Selection, *, data: Path) -> bool:
+    """Print the missing and stale cells of each machine in `data`; whether there are none.
+
+    A machine is a folder with agreement.csv or timings.csv. Raises DamagedData.
+    """
+    machines = sorted({path.parent for path in data.glob("*/*.csv") if path.stem in MEASURED})
+    table = Table("data", "kernel", "backend", "cells", "missing", "stale")
+    for path, wanted in _wanted(selection, data, machines):
+        found = store.read(path)
+        if not found.empty:
+            found = found.reindex(columns=[*KEY, "source_hash"], fill_value="")
+        for (kernel, backend), cells in groupby(
+            sorted(wanted, key=_implementation), key=_implementation
+        ):
+            total, missing, stale = compare(list(cells), found)
+            if missing or stale:
+                name = str(path.relative_to(data))
+                table.add_row(name, kernel, backend, *map(str, (total, missing, stale)))
+    if table.row_count:
+        console.print(table)
+    if not machines:
+        console.print(f"no machine is in {data} yet: `study run` on one with a GPU adds it")
+    elif not table.row_count:
+        console.print("nothing is missing, nothing is stale")
+    return bool(machines) and not table.row_count
+
+
+def compare(cells: list[Cell], found: pd.DataFrame) -> tuple[int, int, int]:
+    """The number of `cells`, all of one implementation, and of those missing and stale in `found`.
+
+    found: columns `KEY` and source_hash.
+    """
+    kernel, backend = _implementation(cells[0])
+    present = {tuple(key): text for *key, text in found.itertuples(index=False)}
+    hashes = [present.get((c.kernel, c.backend, c.dtype, c.size)) for c in cells]
+    missing = hashes.count(None)
+    current = hashes.count(source_hash(kernel, backend))
+    return len(cells), missing, len(cells) - missing - current
+
+
+def _wanted(
+    selection: Selection, data: Path, machines: list[Path]
+) -> Iterator[tuple[Path, list[Cell]]]:
+    """The tables, and the cells that belong in each."""
+    timed, checked = [], list(selection.cells("check_sizes"))
+    for group in groups(selection):
+        spec = registry.spec(group.kernel)
+        for cell in group.entries:
+            if cell.kernel == group.kernel and cell.backend in (
+                *selection.backends,
+                *spec.baselines,
+            ):
+                timed.append(cell)
+                if cell.backend in selection.backends and cell.sizes == spec.headline:
+                    checked.append(cell)
+    for folder in machines:
+        yield folder / "agreement.csv", checked
+        yield folder / "timings.csv", timed
+    # counted, not run: no dtype, no size
+    counted = {Cell(cell.kernel, cell.backend, "", "") for cell in checked}
+    yield data / "complexity.csv", list(counted)
+
+
+def _implementation(cell: Cell) -> tuple[str, str]:
+    return cell.kernel, cell.backend
