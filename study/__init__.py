@@ -1,1 +1,1 @@
-"""The instruments: agreement, speed, complexity and the report. `python -m study --help` lists them."""
+"""Instruments: agreement, speed, complexity, the report. `python -m study --help` lists them."""

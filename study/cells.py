@@ -1,4 +1,4 @@
-"""A cell is one measurement: a kernel, a backend, a dtype and a size. Selecting cells, and their text form."""
+"""A cell is one measurement: a kernel, a backend, a dtype and a size. Selection, and text form."""
 
 import difflib
 from collections.abc import Iterator

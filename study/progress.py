@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with the item in hand and the time left, or plain lines where there is no terminal."""
+"""Progress of long work: a bar with the item in hand and the time left; plain lines in a pipe."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ PLAIN_EVERY = 5.0  # seconds between plain lines
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Yields `step(item)`: call it as each item begins; the bar counts the items before it as done."""
+    """Yields `step(item)`: call it as each item begins; the bar counts those before as done."""
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}"),

@@ -6,7 +6,7 @@ from implementations.common import registry
 
 
 def source_hash(kernel: str, backend: str) -> str:
-    """Twelve hex digits over the files of one implementation (a baseline: over the kernel's spec)."""
+    """Twelve hex digits over the files of one implementation (a baseline: the kernel's spec)."""
     if backend in registry.BACKENDS:
         paths = registry.sources(kernel, backend)
     else:

@@ -49,6 +49,7 @@ class Captured:
     """
 
     def __init__(self, function: Callable, sets: list[tuple], slower: bool = False):
+        self.sets = sets  # the graph reads their memory: they must live as long
         self.first = _bits(function(*sets[0]))  # compiles, and what the replays must repeat
         self.begin, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._capture(function, sets, len(sets))

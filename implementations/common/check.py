@@ -1,4 +1,4 @@
-"""Refusal of arguments that a kernel does not take: one sentence each, the same from every backend."""
+"""Refusal of arguments that a kernel does not take: one sentence each, the same from all."""
 
 import torch
 
@@ -11,8 +11,9 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def check_tensor(name: str, x, ndim: int | None, dtypes: tuple[torch.dtype, ...]) -> None:
-    """Require a contiguous tensor of `ndim` dimensions (None: any) and one of `dtypes`, on the study's device.
+    """Require a contiguous tensor of `ndim` dimensions (None: any) and one of `dtypes`.
 
+    It must lie on the study's device and start at a multiple of 16 bytes.
     Raises TypeError for a wrong type or dtype, ValueError for a wrong shape, device or stride.
     """
     if not isinstance(x, torch.Tensor):

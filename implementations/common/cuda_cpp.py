@@ -1,23 +1,23 @@
-"""CUDA C++ through CuPy: a `.cu` beside its host file, compiled by NVRTC, launched on torch's stream.
+"""CUDA C++ through CuPy: a `.cu` beside its host file, compiled by NVRTC, on torch's stream.
 
-NVRTC is called here and not by `RawModule(code=...)`, which always adds -ftz=true and whose cache does
-not see a changed header; an instantiation takes about 0.2 s.
+NVRTC is called here and not by `RawModule(code=...)`, which always adds -ftz=true and whose cache
+does not see a changed header; an instantiation takes about 0.2 s.
 """
 
 import tempfile
 from functools import cache
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from implementations import DEVICE
+from implementations.common import offline
 
 COMMON = Path(__file__).parent
 C_TYPE = {torch.float32: "float", torch.float16: "__half", torch.bfloat16: "__nv_bfloat16"}
 STATIC_SHARED_BYTES = 48 * 1024  # beyond this a kernel must opt in
-
-compiled: dict[str, bytes] = {}  # name expression → cubin, filled where DEVICE is "compile"
 
 
 def compile_cubin(path: Path, name: str, arch: str) -> tuple[bytes, str]:
@@ -68,7 +68,8 @@ class CudaSource:
         its own type. `shared_bytes` is dynamic shared memory.
         """
         if DEVICE == "compile":
-            compiled[name], _ = compile_cubin(self.path, name, "sm_90a")
+            cubin, symbol = compile_cubin(self.path, name, offline.ARCH)
+            offline.launches.append(offline.Launch(name, cubin, symbol, prod(block), shared_bytes))
         elif DEVICE == "cpu":
             from implementations.common.cpu import cuda_cpp as cpu
 

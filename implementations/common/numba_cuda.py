@@ -18,11 +18,16 @@ STATIC_SHARED_BYTES = 48 * 1024  # beyond this a kernel must opt in
 def launch(kernel, grid: tuple, block: tuple, *args, shared_bytes: int = 0) -> None:
     """Launch a `cuda.jit` kernel on torch's current stream.
 
-    args: tensors become arrays of their shape (bfloat16, which NumPy lacks, as int16 words), numbers stay.
-    `shared_bytes` is dynamic shared memory.
+    args: tensors become arrays of their shape (bfloat16, which NumPy lacks, as int16 words),
+    numbers stay. `shared_bytes` is dynamic shared memory.
     """
+    if DEVICE == "compile":
+        from implementations.common.offline import numba_compiler
+
+        numba_compiler.record(kernel, tuple(map(_host_array, args)), block, shared_bytes)
+        return
     if DEVICE == "cpu":
-        kernel[grid, block, 0, shared_bytes](*(_host_array(a) for a in args))
+        kernel[grid, block, 0, shared_bytes](*map(_host_array, args))
         return
     args = tuple(_device_array(a) for a in args)
     if shared_bytes > STATIC_SHARED_BYTES:

@@ -1,8 +1,8 @@
 """PTX instructions and 16-byte accesses as Numba device functions: the twin of ptx.cuh.
 
-Each wrapper is written once: the decorator holds the PTX that runs on a GPU, the function below it is
-its meaning on the CPU tier. A fragment is the tuple of one thread's registers. Layouts of the fragments
-over a warp's lanes: PTX ISA, "Matrix fragments for mma.m16n8k16" and "ldmatrix".
+Each wrapper is written once: the decorator holds the PTX that runs on a GPU, the function below it
+is its meaning on the CPU tier. A fragment is the tuple of one thread's registers. Layouts of the
+fragments over a warp's lanes: PTX ISA, "Matrix fragments for mma.m16n8k16" and "ldmatrix".
 """
 
 import inspect
@@ -47,8 +47,8 @@ def on_gpu(codegen):
 
 
 def ptx(text, signature, memory=False):
-    """The PTX `text` of one instruction as `on_gpu`: $0, $1, ... are the result's registers, then the
-    arguments'. memory: whether it reads or writes memory, so that the compiler leaves it in its place.
+    """The PTX `text` of one instruction as `on_gpu`: $0, $1, ... are the result's registers, then
+    the arguments'. memory: whether it touches memory, so that the compiler leaves it in its place.
     """
 
     def registers(kind):
@@ -86,7 +86,7 @@ def ptx(text, signature, memory=False):
     return on_gpu(lambda *argtypes: (signature, code))
 
 
-# --- addresses ---------------------------------------------------------------------------------------
+# Addresses
 
 
 def _global_address(array, index):
@@ -124,7 +124,16 @@ def shared_address(array, index):
     return array[index:]
 
 
-# --- 16-byte accesses: Numba never joins scalar ones ---------------------------------------------------
+# Accesses of 16 bytes: Numba never joins scalar ones
+
+
+def _aligned(view):
+    """A view, on the CPU; refused where a GPU could not access 16 bytes."""
+    if beyond := view.__array_interface__["data"][0] % 16:
+        raise ValueError(
+            f"16 bytes must start at a multiple of 16, got an address {beyond} beyond one"
+        )
+    return view
 
 
 def _words(context, builder, array, data, index):
@@ -155,9 +164,9 @@ def _load_pack(array, index, values, first):
 
 @on_gpu(_load_pack)
 def load_pack(array, index, values, first):
-    """The 16 bytes from array[index], float32 or float16, as fp32 into values[first:]; one LDG.128."""
+    """The 16 bytes from array[index], float32 or float16, as fp32 into values[first:]: LDG.128."""
     size = 16 // array.itemsize
-    values[first : first + size] = array[index : index + size]
+    values[first : first + size] = _aligned(array[index : index + size])
 
 
 def _store_pack(array, index, values, first):
@@ -181,14 +190,17 @@ def _store_pack(array, index, values, first):
 
 @on_gpu(_store_pack)
 def store_pack(array, index, values, first):
-    """values[first:] rounded to the array's dtype into the 16 bytes from array[index]; one STG.128."""
+    """values[first:] rounded to the array's dtype into the 16 bytes from array[index]: STG.128."""
     size = 16 // array.itemsize
-    array[index : index + size] = values[first : first + size]
+    _aligned(array[index : index + size])[:] = values[first : first + size]
 
 
-# --- tensor cores: D = A·B + C for 16x16 A (row-major), 16x8 B (column-major), fp32 C and D ------------------
+# Tensor cores: D = A·B + C for 16x16 A (row-major), 16x8 B (column-major), 16x8 fp32 C and D
 
-MMA = "mma.sync.aligned.m16n8k16.row.col.f32.{0}.{0}.f32 {{$0,$1,$2,$3}}, {{$4,$5,$6,$7}}, {{$8,$9}}, {{$10,$11,$12,$13}};"
+MMA = (
+    "mma.sync.aligned.m16n8k16.row.col.f32.{0}.{0}.f32 "
+    "{{$0,$1,$2,$3}}, {{$4,$5,$6,$7}}, {{$8,$9}}, {{$10,$11,$12,$13}};"
+)
 
 
 # Row and column of the elements in each lane's registers: of A (32, 8), B (32, 4) and D (32, 4).
@@ -220,7 +232,9 @@ def mma_f16(a, b, c):
 @ptx(MMA.format("bf16"), f4(i4, i2, f4))
 def mma_bf16(a, b, c):
     """mma.m16n8k16 of bfloat16 operands, two to a register."""
-    return _mma(a, b, c, lambda words: (words.view(np.uint16).astype(np.uint32) << 16).view(np.float32))
+    return _mma(
+        a, b, c, lambda words: (words.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    )
 
 
 @ptx("cvt.rn.f16x2.f32 $0, $2, $1;", i32(f32, f32))
@@ -237,7 +251,7 @@ def pack_bf16(low, high):
     return np.where(np.isnan([low, high]), 0x7FFF, rounded).astype(np.uint16).view(np.int32)[0]
 
 
-# --- shared memory -------------------------------------------------------------------------------------
+# Shared memory
 
 
 LDMATRIX = "ldmatrix.sync.aligned.m8n8.x4{}.shared.b16 {{$0,$1,$2,$3}}, [$4];"
@@ -245,7 +259,7 @@ LDMATRIX = "ldmatrix.sync.aligned.m8n8.x4{}.shared.b16 {{$0,$1,$2,$3}}, [$4];"
 
 def _ldmatrix(row, transposed):
     """Registers of this lane from the row addresses that all lanes hand in."""
-    table = exchange(row, None, "ldmatrix")
+    table = exchange(_aligned(row), None, "ldmatrix")
     g, t = lane() // 4, lane() % 4 * 2
     words = []
     for j in range(4):
@@ -257,7 +271,7 @@ def _ldmatrix(row, transposed):
 
 @ptx(LDMATRIX.format(""), i4(i32), memory=True)
 def ldmatrix_x4(row):
-    """Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l // 8."""
+    """Four 8x8 matrices of 16-bit elements; lane l gives where row l % 8 of matrix l // 8 is."""
     return _ldmatrix(row, transposed=False)
 
 
@@ -273,8 +287,8 @@ def cp_async_16(dst, src, bytes):
     `src`, zeros for the rest."""
     size, taken = 16 // dst.itemsize, bytes // dst.itemsize
     values = np.zeros(size, dst.dtype)
-    values[:taken] = src[:taken]
-    thread_state().setdefault("copies", [[]])[-1].append((dst, values))
+    values[:taken] = _aligned(src)[:taken]
+    thread_state().setdefault("copies", [[]])[-1].append((_aligned(dst), values))
 
 
 @ptx("cp.async.commit_group;", types.void(), memory=True)

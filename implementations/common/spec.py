@@ -1,4 +1,4 @@
-"""What a kernel's spec states: the formula, its inputs, its work, its sizes and how agreement is judged."""
+"""What a kernel's spec states: formula, inputs, work, sizes, and how agreement is judged."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -39,11 +39,11 @@ BITS = {
 
 @cache
 def meaning(name: str) -> Callable:
-    """The function of libdevice `name`, without its prefix `__nv_`: float64 ("exp"), float32 ("expf"),
-    its fast form ("fast_expf", here as accurate) or one on bits.
+    """The function of libdevice `name`, without its prefix `__nv_`: float64 ("exp"), float32
+    ("expf"), its fast form ("fast_expf", here as accurate) or one on bits.
 
-    float32 is computed in float64 and rounded once, so `fmaf` is fused. Raises NotImplementedError for
-    a name that is not in the tables.
+    float32 is computed in float64 and rounded once, so `fmaf` is fused. Raises NotImplementedError
+    for a name that is not in the tables.
     """
     if name in BITS:
         return BITS[name]

@@ -1,10 +1,10 @@
 """Numba CUDA kernels on the CPU: a block's threads are greenlets of one OS thread.
 
-`install()` gives `numba.cuda`, imported with NUMBA_ENABLE_CUDASIM=1, another `jit`, whose kernels run
-as plain Python, and what they find under `cuda.`: indices, barriers, shuffles, votes, shared and local
-arrays. A thread runs until it must wait for others, then the next one does. Shared and local arrays
-start with every byte 0xFF, NaN in any float dtype, -1 in the integers. STUDY_THREAD_SEED, an integer,
-shuffles the order of the threads.
+`install()` gives `numba.cuda`, imported with NUMBA_ENABLE_CUDASIM=1, another `jit`, whose kernels
+run as plain Python, and what they find under `cuda.`: indices, barriers, shuffles, votes, shared
+and local arrays. A thread runs until it must wait for others, then the next one does. Shared and
+local arrays start with every byte 0xFF, NaN in any float dtype, -1 in the integers. The environment
+variable STUDY_THREAD_SEED, an integer, shuffles the order of the threads.
 
 Stricter than a GPU: a thread that has ended never counts as arrived at a barrier, and a shuffle may
 not read a lane that takes no part in it.
@@ -65,7 +65,7 @@ class Block:
         self.meetings = {}
 
     def array(self, shape, dtype, alignment=None):
-        """`cuda.shared.array`: one array for each call in the source; shape 0: the dynamic memory."""
+        """`cuda.shared.array`: one for each call in the source; of shape 0, the dynamic one."""
         dtype = _numpy(dtype)
         if shape in (0, (0,)):
             return self.dynamic[: self.dynamic.size // dtype.itemsize * dtype.itemsize].view(dtype)
@@ -76,7 +76,7 @@ class Block:
         return self.arrays[site]
 
     def run(self, function, args):
-        """Run every thread to its end. RuntimeError where one fails or where all that are left wait."""
+        """Run every thread to its end. RuntimeError where one fails, or where all left wait."""
 
         def body():
             with np.errstate(all="ignore"):  # integers wrap, x / 0 is infinite, as on a GPU
@@ -112,7 +112,7 @@ class Block:
         return "; ".join(f"threads {_ranges(found)} {at}" for at, found in groups.items() if found)
 
     def meet(self, key, expected, who, value, combine):
-        """Wait until `expected` threads have come to `key`; what `combine` makes of their values."""
+        """Wait until `expected` threads are at `key`; what `combine` makes of their values."""
         meeting = self.meetings.get(key)
         if meeting is None:
             meeting = self.meetings[key] = Meeting()
@@ -130,8 +130,8 @@ class Block:
 
 def _ranges(numbers):
     """[0, 1, 2, 5] → "0-2, 5"."""
-    texts = []
-    for _, group in groupby(sorted(numbers), key=lambda n, position=count(): n - next(position)):
+    texts, position = [], count()
+    for _, group in groupby(sorted(numbers), key=lambda n: n - next(position)):
         first, *rest = group
         texts.append(f"{first}-{rest[-1]}" if rest else str(first))
     return ", ".join(texts)
@@ -315,7 +315,7 @@ class Kernel:
 
 
 def jit(function=None, device=False, **options):
-    """`cuda.jit`: a Kernel, or the function itself for device=True. Options are of no effect here."""
+    """`cuda.jit`: a Kernel, or for device=True the function itself. Options have no effect."""
     if not callable(function):  # called with options, or with a signature
         return partial(jit, device=device)
     # code of its own, so that each closure of a factory has its own shared arrays

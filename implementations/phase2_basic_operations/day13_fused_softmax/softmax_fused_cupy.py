@@ -1,4 +1,4 @@
-"""One row THREADS threads, held in their registers; several rows a block while a row fits a warp."""
+"""One row THREADS threads, in their registers; several rows a block while a row fits a warp."""
 
 from pathlib import Path
 

@@ -1,30 +1,34 @@
 // A block owns a BLOCK_M x BLOCK_N tile of C, each of its warps a 64 x 64 part, held in registers
 // as 4 x 8 fragments of mma.m16n8k16. Tiles of A and B travel to shared memory STAGES - 1 steps of
-// K ahead.
+// K ahead, a quarter of a tile before each of the four multiplications of a step.
 #include "ptx.cuh"
 
 constexpr int BLOCK_K = 64, WARP_M = 64, WARP_N = 64;
+constexpr int PARTS = BLOCK_K / 16;  // a step multiplies so often, and loads a part each time
 
-// Copy a ROWS x COLS tile from the corner `src` of a row-major matrix of `cols` columns to shared
-// memory, zeros beyond the `rows_left` and `cols_left` that exist. ALIGNED: rows are whole 16-byte
-// chunks. In the tile, chunk c of row r stands at c ^ (r % 8), so that the eight rows an ldmatrix
-// reads lie in different banks; a thread's rows are a multiple of 8 apart, which leaves its chunk
-// in place.
-template <bool ALIGNED, int ROWS, int COLS, int THREADS, typename T>
-__device__ __forceinline__ void load_tile(T* tile, const T* src, int rows_left, int cols_left,
-                                          int cols) {
-    constexpr int STEP = THREADS / (COLS / 8);
-    static_assert(STEP % 8 == 0 && ROWS % STEP == 0, "a thread must keep its chunk of the swizzle");
-    const int r = threadIdx.x / (COLS / 8),
-              c = threadIdx.x % (COLS / 8) * 8;  // coalesced along a row
+// Column c of row r of a tile stands in shared memory at column swizzle(r, c): chunks of 16 bytes
+// change places, so that the eight rows an ldmatrix reads lie in different banks.
+__device__ __forceinline__ int swizzle(int r, int c) {
+    return c ^ r % 8 * 8;
+}
+
+// Copy part `part` of a ROWS x COLS tile from a row-major matrix of `cols` columns to shared
+// memory. `src` and `dst` are this thread's first chunk of 16 bytes: neighbours copy neighbouring
+// chunks, and those of a thread are STEP rows apart. Zeros beyond the rows and columns left.
+template <bool ALIGNED, int ROWS, int COLS, int STEP, typename T>
+__device__ __forceinline__ void load_part(int part, T* dst, const T* src, int rows_left,
+                                          int cols_left, int cols) {
+    constexpr int COUNT = ROWS / STEP / PARTS;
+    static_assert(COUNT * STEP * PARTS == ROWS, "the tile must fall into equal parts");
+    static_assert(STEP % 8 == 0, "a thread's chunks must be swizzled alike");
 #pragma unroll
-    for (int row = r; row < r + ROWS; row += STEP) {
-        T* dst = tile + row * COLS + (c ^ r % 8 * 8);
-        if constexpr (ALIGNED) {
-            cp_async_16(dst, src + row * cols + c, row < rows_left && c < cols_left ? 16 : 0);
+    for (int row = part * COUNT * STEP; row < (part + 1) * COUNT * STEP; row += STEP) {
+        T* to = dst + row * COLS;
+        const T* from = src + row * cols;
+        if constexpr (ALIGNED) {  // rows are whole chunks
+            cp_async_16(to, from, row < rows_left && 0 < cols_left ? 16 : 0);
         } else {
-            for (int k = 0; k < 8; ++k)
-                dst[k] = row < rows_left && c + k < cols_left ? src[row * cols + c + k] : T(0.f);
+            for (int k = 0; k < 8; ++k) to[k] = row < rows_left && k < cols_left ? from[k] : T(0.f);
         }
     }
 }
@@ -38,53 +42,68 @@ __global__ void __launch_bounds__(BLOCK_M* BLOCK_N / 128)
     T* sA = reinterpret_cast<T*>(shared);     // [STAGES][BLOCK_M][BLOCK_K]
     T* sB = sA + STAGES * BLOCK_M * BLOCK_K;  // [STAGES][BLOCK_K][BLOCK_N]
 
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
     const int warp_m = warp % (BLOCK_M / WARP_M) * WARP_M,
               warp_n = warp / (BLOCK_M / WARP_M) * WARP_N;
     const int m0 = blockIdx.y * BLOCK_M, n0 = blockIdx.x * BLOCK_N;
     const int steps = (K + BLOCK_K - 1) / BLOCK_K;
 
-    auto load = [&](int step) {
-        const int stage = step % STAGES, k0 = step * BLOCK_K;
-        if (step < steps) {
-            load_tile<ALIGNED, BLOCK_M, BLOCK_K, THREADS>(
-                sA + stage * BLOCK_M * BLOCK_K, A + (long long)m0 * K + k0, M - m0, K - k0, K);
-            load_tile<ALIGNED, BLOCK_K, BLOCK_N, THREADS>(
-                sB + stage * BLOCK_K * BLOCK_N, B + (long long)k0 * N + n0, K - k0, N - n0, N);
+    // this thread's first chunk of each tile
+    constexpr int STEP_A = THREADS / (BLOCK_K / 8), STEP_B = THREADS / (BLOCK_N / 8);
+    const int row_a = tid / (BLOCK_K / 8), col_a = tid % (BLOCK_K / 8) * 8;
+    const int row_b = tid / (BLOCK_N / 8), col_b = tid % (BLOCK_N / 8) * 8;
+    const T* src_a = A + (long long)(m0 + row_a) * K + col_a;
+    const T* src_b = B + (long long)row_b * N + n0 + col_b;
+    T* dst_a = sA + row_a * BLOCK_K + swizzle(row_a, col_a);
+    T* dst_b = sB + row_b * BLOCK_N + swizzle(row_b, col_b);
+    int ahead = 0;  // the step whose tiles are being loaded: beyond the last, they are zeros
+    auto load = [&](int part) {
+        const int stage = ahead % STAGES, k_left = K - ahead * BLOCK_K;
+        load_part<ALIGNED, BLOCK_M, BLOCK_K, STEP_A>(part, dst_a + stage * BLOCK_M * BLOCK_K, src_a,
+                                                     M - m0 - row_a, k_left - col_a, K);
+        load_part<ALIGNED, BLOCK_K, BLOCK_N, STEP_B>(part, dst_b + stage * BLOCK_K * BLOCK_N, src_b,
+                                                     k_left - row_b, N - n0 - col_b, N);
+        if (part == PARTS - 1) {
+            cp_async_commit();
+            ++ahead;
+            src_a += BLOCK_K;
+            src_b += (long long)BLOCK_K * N;
         }
-        cp_async_commit();  // also when empty: the wait below counts groups
     };
-    for (int step = 0; step < STAGES - 1; ++step) load(step);
 
-    // this lane's row and, swizzled, column in what it addresses for ldmatrix
-    const int lane_row = lane % 16, lane_col = lane / 16 * 8 ^ lane % 8 * 8;
+    // of an ldmatrix, lane l gives the address of row l % 16, column 0 or 8
+    const int frag_row = lane % 16, frag_col = lane / 16 * 8;
     unsigned rA[2][WARP_M / 16][4], rB[2][WARP_N / 8][2];  // the fragments in use and the next
     auto load_fragments = [&](int buffer, int step, int k) {
-        const T* tA = sA + step % STAGES * BLOCK_M * BLOCK_K + (warp_m + lane_row) * BLOCK_K;
-        const T* tB = sB + step % STAGES * BLOCK_K * BLOCK_N + (k + lane_row) * BLOCK_N + warp_n;
+        const T* tA = sA + (step % STAGES * BLOCK_M + warp_m + frag_row) * BLOCK_K;
+        const T* tB = sB + (step % STAGES * BLOCK_K + k + frag_row) * BLOCK_N + warp_n;
 #pragma unroll
         for (int i = 0; i < WARP_M / 16; ++i)
-            ldmatrix_x4(rA[buffer][i], tA + i * 16 * BLOCK_K + (k ^ lane_col));
+            ldmatrix_x4(rA[buffer][i], tA + i * 16 * BLOCK_K + swizzle(frag_row, k + frag_col));
 #pragma unroll
         for (int j = 0; j < WARP_N / 8; j += 2) {
             unsigned r[4];  // two fragments: B's rows become the columns that mma wants
-            ldmatrix_x4_trans(r, tB + (j * 8 ^ lane_col));
+            ldmatrix_x4_trans(r, tB + swizzle(frag_row, j * 8 + frag_col));
             rB[buffer][j][0] = r[0], rB[buffer][j][1] = r[1];
             rB[buffer][j + 1][0] = r[2], rB[buffer][j + 1][1] = r[3];
         }
     };
 
-    float rC[WARP_M / 16][WARP_N / 8][4] = {};
+    for (int step = 0; step < STAGES - 1; ++step)
+#pragma unroll
+        for (int part = 0; part < PARTS; ++part) load(part);
     cp_async_wait<STAGES - 2>();
     __syncthreads();  // stage 0 has arrived for all
     load_fragments(0, 0, 0);
+
+    float rC[WARP_M / 16][WARP_N / 8][4] = {};
     for (int step = 0; step < steps; ++step) {
-        load(step + STAGES - 1);
 #pragma unroll
-        for (int k = 0; k < BLOCK_K; k += 16) {
-            const int buffer = k / 16 % 2;
-            if (k + 16 < BLOCK_K) {
-                load_fragments(buffer ^ 1, step, k + 16);
+        for (int part = 0; part < PARTS; ++part) {
+            const int buffer = part % 2;
+            load(part);
+            if (part < PARTS - 1) {
+                load_fragments(buffer ^ 1, step, part * 16 + 16);
             } else {
                 cp_async_wait<STAGES - 2>();
                 __syncthreads();  // the next stage has arrived for all, and all have left this one

@@ -12,7 +12,8 @@ def matmul_tensor_core(a, b):
     """The product a @ b, accumulated in float32 and rounded once.
 
     a: (M, K), b: (K, N), float16 or bfloat16, contiguous. Returns (M, N) of the same dtype; zeros
-    where K is 0. Raises TypeError for another dtype, ValueError for another shape, stride or device.
+    where K is 0.
+    Raises TypeError for another dtype, ValueError for another shape, stride or device.
     """
     return a @ b
 

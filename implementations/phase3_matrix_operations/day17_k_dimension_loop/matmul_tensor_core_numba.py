@@ -11,41 +11,67 @@ from implementations.common.numba_cuda import launch
 from implementations.common.numba_ptx import global_address, shared_address
 from implementations.phase3_matrix_operations.day17_k_dimension_loop.matmul_tensor_core import check
 
-BLOCK_M, BLOCK_N, BLOCK_K = 256, 128, 64
+BLOCK_M, BLOCK_N, BLOCK_K = 128, 256, 64
 STAGES = 4
 WARP_M, WARP_N = 64, 64
+
+PARTS = BLOCK_K // 16  # a step multiplies so often, and loads a part of its tiles each time
 FRAGMENTS_M, FRAGMENTS_N = WARP_M // 16, WARP_N // 8
 THREADS = BLOCK_M * BLOCK_N // 128  # a warp for each 64 x 64
 A_TILE, B_TILE = BLOCK_M * BLOCK_K, BLOCK_K * BLOCK_N
-sB = STAGES * A_TILE  # in shared memory: sA [STAGES][BLOCK_M][BLOCK_K], sB [STAGES][BLOCK_K][BLOCK_N]
+SB = (
+    STAGES * A_TILE
+)  # shared memory: [STAGES][BLOCK_M][BLOCK_K] of A, [STAGES][BLOCK_K][BLOCK_N] of B
+
+
+@cuda.jit(device=True)
+def swizzle(r, c):
+    """Where column c of row r of a tile stands in shared memory: chunks of 16 bytes change places,
+    so that the eight rows an ldmatrix reads lie in different banks."""
+    return c ^ r % 8 * 8
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
-def load_tile(ALIGNED, ROWS, COLS):
-    """Copy a ROWS x COLS tile from the corner src[corner] of a row-major matrix of `cols` columns to
-    shared memory, zeros beyond the `rows_left` and `cols_left` that exist. ALIGNED: rows are whole
-    16-byte chunks. In the tile, chunk c of row r stands at c ^ (r % 8), so that the eight rows an
-    ldmatrix reads lie in different banks; a thread's rows are a multiple of 8 apart, which leaves its
-    chunk in place."""
-    PER_ROW = COLS // 8
-    STEP = THREADS // PER_ROW
-    assert STEP % 8 == 0 and ROWS % STEP == 0
+def load_part(ALIGNED, ROWS, COLS):
+    """Copy part `part` of a ROWS x COLS tile from a row-major matrix of `cols` columns to shared
+    memory. `src` and `dst` are this thread's first chunk of 16 bytes: neighbours copy neighbouring
+    chunks, and those of a thread are STEP rows apart. Zeros beyond the rows and columns left."""
+    STEP = THREADS // (COLS // 8)
+    COUNT = ROWS // STEP // PARTS
+    assert COUNT * STEP * PARTS == ROWS, "the tile must fall into equal parts"
+    assert STEP % 8 == 0, "a thread's chunks must be swizzled alike"
 
     @cuda.jit(device=True)
-    def load(shared, tile, src, corner, rows_left, cols_left, cols):
-        r, c = cuda.threadIdx.x // PER_ROW, cuda.threadIdx.x % PER_ROW * 8  # coalesced along a row
-        for row in range(r, r + ROWS, STEP):
-            dst = tile + row * COLS + (c ^ r % 8 * 8)
-            at = corner + int32(row * cols + c)  # 32 bits suffice within a tile
-            if ALIGNED:
-                bytes = 16 if row < rows_left and c < cols_left else 0
-                ptx.cp_async_16(shared_address(shared, dst), global_address(src, at), bytes)
+    def load(part, shared, dst, matrix, src, rows_left, cols_left, cols):
+        for j in range(COUNT):
+            row = int32((part * COUNT + j) * STEP)
+            to, at = dst + row * COLS, src + row * cols
+            if ALIGNED:  # rows are whole chunks
+                bytes = 16 if row < rows_left and 0 < cols_left else 0
+                ptx.cp_async_16(shared_address(shared, to), global_address(matrix, at), bytes)
             else:
                 for k in range(8):
-                    mask = row < rows_left and c + k < cols_left
-                    shared[dst + k] = src[at + k] if mask else int16(0)
+                    mask = row < rows_left and k < cols_left
+                    shared[to + k] = matrix[at + k] if mask else int16(0)
 
     return load
+
+
+@cuda.jit(device=True)
+def load_fragments(rA, rB, buffer, shared, warp_m, warp_n, step, k):
+    # of an ldmatrix, lane l gives the address of row l % 16, column 0 or 8
+    frag_row, frag_col = cuda.threadIdx.x % 16, cuda.threadIdx.x % 32 // 16 * 8
+    tA = step % STAGES * A_TILE + (warp_m + frag_row) * BLOCK_K
+    tB = SB + step % STAGES * B_TILE + (k + frag_row) * BLOCK_N + warp_n
+    for i in range(FRAGMENTS_M):
+        at = tA + i * 16 * BLOCK_K + swizzle(frag_row, k + frag_col)
+        r = ptx.ldmatrix_x4(shared_address(shared, at))
+        rA[buffer, i, 0], rA[buffer, i, 1], rA[buffer, i, 2], rA[buffer, i, 3] = r
+    for j in range(0, FRAGMENTS_N, 2):
+        at = tB + swizzle(frag_row, j * 8 + frag_col)
+        r = ptx.ldmatrix_x4_trans(shared_address(shared, at))
+        # two fragments: B's rows become the columns that mma wants
+        rB[buffer, j, 0], rB[buffer, j, 1], rB[buffer, j + 1, 0], rB[buffer, j + 1, 1] = r
 
 
 @cache
@@ -53,31 +79,8 @@ def matmul_tensor_core_kernel(dtype, ALIGNED):
     mma, pack = (
         (ptx.mma_f16, ptx.pack_f16) if dtype == torch.float16 else (ptx.mma_bf16, ptx.pack_bf16)
     )
-    load_a, load_b = load_tile(ALIGNED, BLOCK_M, BLOCK_K), load_tile(ALIGNED, BLOCK_K, BLOCK_N)
+    load_a, load_b = load_part(ALIGNED, BLOCK_M, BLOCK_K), load_part(ALIGNED, BLOCK_K, BLOCK_N)
     cp_async_wait = ptx.cp_async_wait(STAGES - 2)
-
-    @cuda.jit(device=True)
-    def load(shared, A, B, m0, n0, M, N, K, step, steps):
-        stage, k0 = step % STAGES, step * BLOCK_K
-        if step < steps:
-            load_a(shared, stage * A_TILE, A, m0 * K + k0, M - m0, K - k0, K)
-            load_b(shared, sB + stage * B_TILE, B, k0 * N + n0, K - k0, N - n0, N)
-        ptx.cp_async_commit()  # also when empty: the wait counts groups
-
-    @cuda.jit(device=True)
-    def load_fragments(rA, rB, buffer, shared, warp_m, warp_n, step, k):
-        # this lane's row and, swizzled, column in what it addresses for ldmatrix
-        lane = cuda.threadIdx.x % 32
-        lane_row, lane_col = lane % 16, lane // 16 * 8 ^ lane % 8 * 8
-        tA = step % STAGES * A_TILE + (warp_m + lane_row) * BLOCK_K
-        tB = sB + step % STAGES * B_TILE + (k + lane_row) * BLOCK_N + warp_n
-        for i in range(FRAGMENTS_M):
-            r = ptx.ldmatrix_x4(shared_address(shared, tA + i * 16 * BLOCK_K + (k ^ lane_col)))
-            rA[buffer, i, 0], rA[buffer, i, 1], rA[buffer, i, 2], rA[buffer, i, 3] = r
-        for j in range(0, FRAGMENTS_N, 2):
-            r = ptx.ldmatrix_x4_trans(shared_address(shared, tB + (j * 8 ^ lane_col)))
-            # two fragments: B's rows become the columns that mma wants
-            rB[buffer, j, 0], rB[buffer, j, 1], rB[buffer, j + 1, 0], rB[buffer, j + 1, 1] = r
 
     @cuda.jit(launch_bounds=THREADS)
     def kernel(A, B, C, M, N, K):
@@ -90,35 +93,59 @@ def matmul_tensor_core_kernel(dtype, ALIGNED):
         m0, n0 = cuda.blockIdx.y * BLOCK_M, cuda.blockIdx.x * BLOCK_N
         steps = (K + BLOCK_K - 1) // BLOCK_K
 
-        for step in range(STAGES - 1):
-            load(shared, A, B, m0, n0, M, N, K, step, steps)
+        # this thread's first chunk of each tile
+        row_a, col_a = tid // (BLOCK_K // 8), tid % (BLOCK_K // 8) * 8
+        row_b, col_b = tid // (BLOCK_N // 8), tid % (BLOCK_N // 8) * 8
+        src_a = int64(m0 + row_a) * K + col_a
+        src_b = int64(row_b) * N + n0 + col_b
+        dst_a = row_a * BLOCK_K + swizzle(row_a, col_a)
+        dst_b = SB + row_b * BLOCK_N + swizzle(row_b, col_b)
+        rows_a, cols_b = M - m0 - row_a, N - n0 - col_b
 
+        for ahead in range(STAGES - 1):
+            k_left = K - int32(ahead * BLOCK_K)
+            for part in range(PARTS):
+                load_a(part, shared, dst_a + ahead * A_TILE, A, src_a, rows_a, k_left - col_a, K)
+                load_b(part, shared, dst_b + ahead * B_TILE, B, src_b, k_left - row_b, cols_b, N)
+            ptx.cp_async_commit()
+            src_a += BLOCK_K
+            src_b += int64(BLOCK_K) * N
         rA = cuda.local.array((2, FRAGMENTS_M, 4), int32)  # the fragments in use and the next
         rB = cuda.local.array((2, FRAGMENTS_N, 2), int32)
+        cp_async_wait()
+        cuda.syncthreads()  # stage 0 has arrived for all
+        load_fragments(rA, rB, 0, shared, warp_m, warp_n, 0, 0)
+
         rC = cuda.local.array((FRAGMENTS_M, FRAGMENTS_N, 4), float32)
         for i in range(FRAGMENTS_M):
             for j in range(FRAGMENTS_N):
                 for e in range(4):
                     rC[i, j, e] = float32(0)
-        cp_async_wait()
-        cuda.syncthreads()  # stage 0 has arrived for all
-        load_fragments(rA, rB, 0, shared, warp_m, warp_n, 0, 0)
         for step in range(steps):
-            load(shared, A, B, m0, n0, M, N, K, step + STAGES - 1, steps)
-            for k in range(0, BLOCK_K, 16):
-                buffer = k // 16 % 2
-                if k + 16 < BLOCK_K:
-                    load_fragments(rA, rB, 1 - buffer, shared, warp_m, warp_n, step, k + 16)
+            ahead = (
+                step + STAGES - 1
+            )  # the step whose tiles are being loaded: beyond the last, zeros
+            stage, k_left = ahead % STAGES, K - ahead * BLOCK_K
+            for part in range(PARTS):
+                buffer = part % 2
+                load_a(part, shared, dst_a + stage * A_TILE, A, src_a, rows_a, k_left - col_a, K)
+                load_b(part, shared, dst_b + stage * B_TILE, B, src_b, k_left - row_b, cols_b, N)
+                if part < PARTS - 1:
+                    k = part * 16 + 16
+                    load_fragments(rA, rB, buffer ^ 1, shared, warp_m, warp_n, step, k)
                 else:
+                    ptx.cp_async_commit()
+                    src_a += BLOCK_K
+                    src_b += int64(BLOCK_K) * N
                     cp_async_wait()
                     cuda.syncthreads()  # the next stage has arrived for all, and all have left this
-                    load_fragments(rA, rB, 1 - buffer, shared, warp_m, warp_n, step + 1, 0)
+                    load_fragments(rA, rB, buffer ^ 1, shared, warp_m, warp_n, step + 1, 0)
                 for i in range(FRAGMENTS_M):
                     for j in range(FRAGMENTS_N):
                         a = (rA[buffer, i, 0], rA[buffer, i, 1], rA[buffer, i, 2], rA[buffer, i, 3])
                         b = (rB[buffer, j, 0], rB[buffer, j, 1])
                         c = mma(a, b, (rC[i, j, 0], rC[i, j, 1], rC[i, j, 2], rC[i, j, 3]))
-                        rC[i, j, 0], rC[i, j, 1], rC[i, j, 2], rC[i, j, 3] = c[0], c[1], c[2], c[3]
+                        rC[i, j, 0], rC[i, j, 1], rC[i, j, 2], rC[i, j, 3] = c
 
         # of a fragment, lane l holds columns l % 4 * 2 + {0, 1} of rows l // 4 and l // 4 + 8
         for i in range(FRAGMENTS_M):

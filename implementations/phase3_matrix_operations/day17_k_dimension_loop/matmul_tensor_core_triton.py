@@ -1,4 +1,4 @@
-"""One program a tile of C; tl.dot takes the tensor cores, num_stages the pipelining of the K loop."""
+"""One program a tile of C; tl.dot takes the tensor cores, num_stages pipelines the K loop."""
 
 import torch
 import triton
@@ -7,22 +7,16 @@ import triton.language as tl
 from implementations.phase3_matrix_operations.day17_k_dimension_loop.matmul_tensor_core import check
 
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 256, 64
-num_warps, num_stages = 8, 4
+num_warps, num_stages = 8, 3
 
 
 @triton.jit
 def matmul_tensor_core_kernel(
-    a_ptr,
-    b_ptr,
-    c_ptr,
-    M,
-    N,
-    K,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    pid_n, pid_m = tl.program_id(0), tl.program_id(1)
+    a_ptr, b_ptr, c_ptr,
+    M, N, K,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    pid_m, pid_n = tl.program_id(0), tl.program_id(1)  # neighbours share a tile of B
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK_K)
@@ -48,18 +42,8 @@ def matmul_tensor_core(a, b):
     (M, K), N = a.shape, b.shape[1]
     c = torch.empty((M, N), dtype=a.dtype, device=a.device)
     if c.numel() > 0:
-        grid = (triton.cdiv(N, BLOCK_N), triton.cdiv(M, BLOCK_M))
+        grid = (triton.cdiv(M, BLOCK_M), triton.cdiv(N, BLOCK_N))
         matmul_tensor_core_kernel[grid](
-            a,
-            b,
-            c,
-            M,
-            N,
-            K,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_K,
-            num_warps=num_warps,
-            num_stages=num_stages,
+            a, b, c, M, N, K, BLOCK_M, BLOCK_N, BLOCK_K, num_warps=num_warps, num_stages=num_stages
         )
     return c

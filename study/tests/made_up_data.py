@@ -1,0 +1,174 @@
+"""Data that nobody measured, in the shape of data/, to try the report on."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from implementations.common import registry
+from implementations.common.check import dtype_name
+from implementations.common.spec import Work
+from study import store
+from study.cells import parse_size, size_text
+from study.claims import PUBLISHED
+from study.ratios import KEY, SLOWER, TWICE, derive, protocol
+from study.sources import source_hash
+
+REACHED = {"triton": 0.975, "cupy": 0.962, "numba": 0.94, "torch": 0.61}  # of the limit
+MATMUL = {"triton": 0.95, "cupy": 0.62, "numba": 0.6, "cublas": 1.0}
+FLOOR_US = 1.2
+TOKENS = {"triton": 220, "cupy": 560, "numba": 610}
+
+
+def samples(failed: Mapping[tuple[str, str], str]) -> pd.DataFrame:
+    """samples.parquet of every kernel, backend, baseline, ceiling, dtype and bench size.
+
+    failed: (kernel, backend) → the error of its every cell.
+    """
+    rng = np.random.default_rng(0)
+    tables = []
+
+    def entry(cell, key, us, source=""):
+        tables.append(
+            pd.DataFrame(
+                dict(zip(KEY, key, strict=True))
+                | dict(cell=cell)
+                | dict(process=np.repeat(range(3), 20), round=np.tile(range(20), 3))
+                | dict(device_us=us * np.exp(0.01 * rng.standard_normal(60)))
+                | dict(error="", source_hash=source)
+            )
+        )
+
+    for kernel in registry.kernels():
+        spec = registry.spec(kernel)
+        for dtype in spec.dtypes:
+            for size in spec.bench_sizes:
+                work, name = spec.work(dtype, **size), dtype_name(dtype)
+                memory = work.unit == "GB/s"
+                best = work.bytes / 3e6 if memory else work.flops / 690e6  # µs at the limit
+                cell = f"{kernel}-{name}-{size_text(size)}"
+                for backend in (*registry.BACKENDS, *spec.baselines):
+                    us = best / (REACHED if memory else MATMUL).get(backend, 0.95) + FLOOR_US
+                    source = source_hash(kernel, backend)
+                    entry(cell, (kernel, backend, name, size_text(size)), us, source)
+                    if backend == "triton" and size == spec.headline:
+                        for end, factor in ((TWICE, 1), (SLOWER, 1.05)):
+                            planted = (kernel, backend + end, name, size_text(size))
+                            entry(cell, planted, factor * us, source)
+                ceiling = ("copy", "uint8", f"bytes={work.bytes}")
+                if not memory:
+                    ceiling = ("matmul", name, size_text(size))
+                entry(cell, ("_ceiling", *ceiling), best)
+                entry(cell, ("_floor", "empty", "uint8", "blocks=1"), FLOOR_US)
+    table = pd.concat(tables, ignore_index=True)
+    for (kernel, backend), error in failed.items():
+        at = (table.kernel == kernel) & (table.backend == backend)
+        table.loc[at, ["device_us", "error"]] = math.nan, error
+    return table
+
+
+def timings(table: pd.DataFrame) -> pd.DataFrame:
+    """timings.csv of the samples, each time confirmed by the profiler."""
+
+    def work(kernel, backend, dtype, size):
+        if kernel == "_floor":
+            return Work(0, 0)
+        if kernel == "_ceiling" and backend == "copy":
+            return Work(parse_size(size)["bytes"], 0)
+        kernel = "matmul_tensor_core" if kernel == "_ceiling" else kernel
+        return registry.spec(kernel).work(getattr(torch, dtype), **parse_size(size))
+
+    checks = table.groupby([*KEY, "source_hash"], as_index=False).device_us.median()
+    checks = checks.assign(cupti_us=checks.device_us - FLOOR_US, event_us=checks.device_us)
+    return derive(table, checks, work, lambda kernel: next(iter(registry.spec(kernel).baselines)))
+
+
+def agreement() -> pd.DataFrame:
+    """agreement.csv of every kernel and backend at its check sizes."""
+    rng = np.random.default_rng(1)
+    rows = [
+        dict(
+            kernel=kernel,
+            backend=backend,
+            dtype=dtype_name(dtype),
+            size=size_text(size),
+            rule=registry.spec(kernel).agreement.rule,
+            margin=0.0
+            if registry.spec(kernel).agreement.rule == "exact"
+            else rng.uniform(0.02, 0.4),
+            rms=1e-4,
+            deterministic=True,
+            status="agrees",
+            error="",
+            source_hash=source_hash(kernel, backend),
+        )
+        for kernel in registry.kernels()
+        for backend in registry.BACKENDS
+        for dtype in registry.spec(kernel).dtypes
+        for size in registry.spec(kernel).check_sizes
+    ]
+    return pd.DataFrame(rows)
+
+
+def complexity() -> pd.DataFrame:
+    """complexity.csv in two scopes, with and without helpers."""
+    rows = [
+        dict(
+            kernel=kernel,
+            backend=backend,
+            scope=scope,
+            helpers=helpers,
+            tokens=TOKENS.get(backend, 300) * (i + 1) // (1 if scope == "all" else 3)
+            + 70 * (helpers == "with" and scope in ("device", "all") and backend != "triton"),
+            distinct_tokens=90,
+            source_lines=40 * (i + 1),
+            halstead_volume=1306.4,
+            decisions=3,
+            guards=2,
+            source_hash=source_hash(kernel, backend),
+        )
+        for i, kernel in enumerate(registry.kernels())
+        for backend in registry.BACKENDS
+        for scope in ("device", "host", "tuning", "all")
+        for helpers in ("without", "with")
+    ]
+    return pd.DataFrame(rows)
+
+
+def radon() -> pd.DataFrame:
+    """radon.csv, which finds nothing in CUDA C++."""
+    return pd.DataFrame(
+        dict(
+            kernel=kernel,
+            backend=backend,
+            radon_cc=0 if backend == "cupy" else 2,
+            radon_mi=100.0 if backend == "cupy" else 71.25,
+            tokens=TOKENS.get(backend, 300),
+            source_hash=source_hash(kernel, backend),
+        )
+        for kernel in registry.kernels()
+        for backend in registry.BACKENDS
+    )
+
+
+def write(data: Path, failed: Mapping[tuple[str, str], str] = {}) -> Path:  # noqa: B006
+    """All of it into `data`; returns the machine's folder."""
+    home = data / PUBLISHED
+    store.write(home / "samples.parquet", table := samples(failed))
+    store.write(home / "timings.csv", timings(table))
+    store.write(home / "protocol.csv", protocol(table))
+    store.write(home / "agreement.csv", agreement())
+    store.write(data / "complexity.csv", complexity())
+    store.write(data / "radon.csv", radon())
+    environment = {
+        "date": "2025-01-01",
+        "gpu": {"name": "NVIDIA H100 80GB HBM3", "sm_clock_max_mhz": 1980},
+        "packages": {"torch": "2.8.0"},
+        "flags": {"fast_math": False},
+    }
+    (home / "environment.json").write_text(json.dumps(environment))
+    return home

@@ -1,0 +1,333 @@
+"""Numba's kernels on the CPU: what the threads of a block do together, and that bugs show."""
+
+import numpy as np
+import pytest
+
+from implementations import DEVICE
+from implementations.common import registry
+
+if DEVICE != "cpu" or registry.missing("numba"):
+    pytest.skip("needs Numba on the CPU tier", allow_module_level=True)
+
+from numba import cuda, float32, int32
+from numba.cuda import libdevice
+
+from implementations.common import numba_ptx as ptx
+
+
+def run(kernel, *args, grid=(1,), block=(32,), shared_bytes=0):
+    cuda.jit(kernel)[grid, block, 0, shared_bytes](*args)
+    return args[0]
+
+
+def lanes(kernel, block=(32,), dtype=np.int64):
+    """What each thread of one block leaves in out[thread]."""
+    return list(run(kernel, np.zeros(block[0], dtype), block=block))
+
+
+def test_indices():
+    def kernel(out):
+        x, y, z = cuda.grid(3)
+        out[z, y, x] += cuda.threadIdx.x + 10 * cuda.blockIdx.y + 100 * cuda.gridsize(3)[2]
+
+    out = run(kernel, np.zeros((4, 4, 6), int), grid=(2, 2, 2), block=(3, 2, 2))
+    z, y, x = np.ogrid[:4, :4, :6]
+    assert (out == x % 3 + 10 * (y // 2) + 400 + 0 * z).all()
+
+
+SHUFFLES = {
+    "shfl_sync": (5, lambda lane, width: lane // width * width + 5 % width),
+    "shfl_up_sync": (3, lambda lane, width: lane - 3 if lane % width >= 3 else lane),
+    "shfl_down_sync": (3, lambda lane, width: lane + 3 if lane % width < width - 3 else lane),
+    "shfl_xor_sync": (3, lambda lane, width: lane ^ 3),
+}
+
+
+@pytest.mark.parametrize("width", [32, 8])
+@pytest.mark.parametrize("name", SHUFFLES)
+def test_shuffle(name, width):
+    argument, source = SHUFFLES[name]
+
+    def kernel(out):
+        lane = cuda.laneid
+        out[cuda.threadIdx.x] = getattr(cuda, name)(0xFFFFFFFF, 100 + lane, argument, width)
+
+    assert lanes(kernel, (64,)) == 2 * [100 + source(lane, width) for lane in range(32)]
+
+
+VOTES = {
+    "ballot": lambda: cuda.ballot_sync(0xFFFFFFFF, cuda.laneid % 3 == 0),
+    "all": lambda: cuda.all_sync(0xFFFFFFFF, cuda.laneid < 31),
+    "any": lambda: cuda.any_sync(0xFFFFFFFF, cuda.laneid > 30),
+    "eq": lambda: cuda.eq_sync(0xFFFFFFFF, cuda.laneid > 40),
+    "match_any": lambda: cuda.match_any_sync(0xFFFFFFFF, cuda.laneid // 31),
+    "match_all": lambda: cuda.match_all_sync(0xFFFFFFFF, 7)[0],
+    "count": lambda: cuda.syncthreads_count(cuda.laneid < 5),
+    "and": lambda: cuda.syncthreads_and(cuda.laneid < 5),
+    "or": lambda: cuda.syncthreads_or(cuda.laneid < 5),
+}
+EXPECTED = {
+    "ballot": 0b01001001001001001001001001001001,
+    **{"all": False, "any": True, "eq": True, "count": 5, "and": 0, "or": 1},
+    "match_all": 0xFFFFFFFF,
+}
+
+
+@pytest.mark.parametrize("name", VOTES)
+def test_vote(name):
+    def kernel(out):
+        out[cuda.threadIdx.x] = VOTES[name]()
+
+    found = lanes(kernel)
+    if name == "match_any":
+        assert found == 31 * [0x7FFFFFFF] + [0x80000000]
+    else:
+        assert found == 32 * [EXPECTED[name]]
+
+
+def reverse(out):
+    """Each thread hands its index to its opposite, by shared memory."""
+    s = cuda.shared.array(64, int32)
+    tid = cuda.threadIdx.x
+    s[tid] = tid
+    cuda.syncthreads()
+    out[tid] = s[63 - tid]
+
+
+@pytest.mark.parametrize("seed", [None, "1", "2"])
+def test_barrier_in_any_order_of_threads(monkeypatch, seed):
+    if seed:
+        monkeypatch.setenv("STUDY_THREAD_SEED", seed)
+    assert lanes(reverse, (64,)) == list(range(63, -1, -1))
+
+
+def test_order_of_threads_is_drawn_by_the_seed(monkeypatch):
+    def kernel(out):
+        out[cuda.atomic.add(out, 64, 1)] = cuda.threadIdx.x
+
+    def order():
+        return list(run(kernel, np.zeros(65, int), block=(64,))[:64])
+
+    assert order() == list(range(64))
+    monkeypatch.setenv("STUDY_THREAD_SEED", "1")
+    first = order()
+    assert sorted(first) == list(range(64)) and first != list(range(64))
+    assert order() == first
+
+
+def test_memory_starts_poisoned_and_sites_are_apart():
+    def kernel(out):
+        a, b = cuda.shared.array(4, float32), cuda.shared.array(4, float32)
+        local, words = cuda.local.array(4, float32), cuda.local.array(4, int32)
+        dynamic = cuda.shared.array(0, float32)
+        out[0], out[1], out[2], out[3] = a[0], b[1], local[2], dynamic[3]
+        out[4] = words[0]
+        a[0] = 5
+        out[5] = b[0]
+
+    out = run(kernel, np.zeros(6), block=(1,), shared_bytes=16)
+    assert np.isnan(out[[0, 1, 2, 3, 5]]).all() and out[4] == -1
+
+
+def test_shared_arrays_of_closures_are_apart():
+    def factory(value):
+        @cuda.jit(device=True)
+        def keep():
+            s = cuda.shared.array(1, float32)
+            s[0] = value
+            return s
+
+        return keep
+
+    first, second = factory(1), factory(2)
+
+    def kernel(out):
+        a, b = first(), second()
+        out[0], out[1] = a[0], b[0]
+
+    assert list(run(kernel, np.zeros(2), block=(1,))) == [1, 2]
+
+
+def divergent_barrier(out):
+    if cuda.threadIdx.x < 40:
+        cuda.syncthreads()
+
+
+def early_return(out):
+    if cuda.threadIdx.x == 7:
+        return
+    cuda.syncwarp()
+
+
+def missing_lane(out):
+    if cuda.laneid < 16:
+        cuda.shfl_sync(0x0000FFFF, 1, 20)
+
+
+def outside_the_mask(out):
+    cuda.shfl_sync(0x0000FFFF, 1, 0)
+
+
+def beyond_the_end(out):
+    out[cuda.threadIdx.x + 1] = 0
+
+
+def misaligned(out):
+    values = cuda.local.array(4, float32)
+    ptx.load_pack(np.zeros(8, np.float32), 2, values, 0)
+
+
+def unknown(out):
+    cuda.barrier_of_dreams()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "block", "error"),
+    [
+        (
+            divergent_barrier,
+            64,
+            r"deadlock in block \(0, 0, 0\): threads 0-39 wait in syncthreads at "
+            r"test_numba_on_cpu.py:\d+; threads 40-63 have ended",
+        ),
+        (early_return, 32, "threads 0-6, 8-31 wait in syncwarp at .*; threads 7 have ended"),
+        (missing_lane, 32, r"shfl_sync: lane \d+ reads lane 20, which takes no part"),
+        (outside_the_mask, 32, "lane 16 must be in the mask of shfl_sync, 0x0000ffff"),
+        (
+            beyond_the_end,
+            32,
+            r"thread \(31, 0, 0\) of block \(0, 0, 0\), test_numba_on_cpu.py:\d+: IndexError",
+        ),
+        (misaligned, 1, "16 bytes must start at a multiple of 16, got an address 8 beyond one"),
+        (unknown, 1, "cuda.barrier_of_dreams has no meaning on the CPU tier"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_bugs_are_named(kernel, block, error):
+    with pytest.raises(RuntimeError, match=error):
+        lanes(kernel, (block,))
+
+
+def test_block_too_large_is_refused():
+    with pytest.raises(ValueError, match="a block must have at most 1024 threads, got 1056"):
+        run(reverse, np.zeros(1), block=(33, 32))
+
+
+def test_libdevice_rounds_once():
+    def kernel(out, x):
+        i = cuda.threadIdx.x
+        out[0, i] = libdevice.fmaf(x[i], x[i], -1)
+        out[1, i] = libdevice.asinf(x[i])
+        out[2, i] = libdevice.rsqrtf(x[i])
+        out[3, i] = libdevice.float_as_int(x[i])
+
+    x = np.random.default_rng(0).random(32, np.float32) + np.float32(2**-10)
+    x = np.minimum(x, np.float32(1))
+    out = np.zeros((4, 32), np.float32)
+    run(kernel, out, x)
+    exact = x.astype(np.float64)
+    np.testing.assert_array_equal(out[0], (exact * exact - 1).astype(np.float32))
+    np.testing.assert_array_equal(out[1], np.arcsin(exact).astype(np.float32))
+    np.testing.assert_array_equal(out[2], (1 / np.sqrt(exact)).astype(np.float32))
+    np.testing.assert_array_equal(out[3], x.view(np.int32).astype(np.float32))
+
+
+def test_libdevice_function_without_meaning_is_named():
+    with pytest.raises(RuntimeError, match="libdevice function j0f has no meaning on the CPU tier"):
+        lanes(lambda out: libdevice.j0f(1.0))
+
+
+# PTX: fragments as the PTX ISA lays them out, against float64
+
+
+def pack(matrix):
+    """Pairs of 16-bit elements as registers."""
+    return np.ascontiguousarray(matrix).view(np.int32)[..., 0]
+
+
+def to_bfloat16(x):
+    return (x.view(np.uint32) >> 16).astype(np.uint16)
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_mma(kind):
+    rng = np.random.default_rng(0)
+    A, B, C = (rng.standard_normal(s).astype(np.float32) for s in ((16, 16), (16, 8), (16, 8)))
+    if kind == "f16":
+        words = [A.astype(np.float16), B.astype(np.float16)]
+        values = [w.astype(np.float64) for w in words]
+    else:
+        words = [to_bfloat16(A), to_bfloat16(B)]
+        values = [(w.astype(np.uint32) << 16).view(np.float32).astype(np.float64) for w in words]
+    multiply = getattr(ptx, f"mma_{kind}")
+    D = np.zeros((16, 8), np.float32)
+
+    def kernel(out):
+        g, t = cuda.laneid // 4, cuda.laneid % 4 * 2
+        at = [(g, t), (g + 8, t), (g, t + 8), (g + 8, t + 8)]
+        a = tuple(pack(words[0][row, col : col + 2]) for row, col in at)
+        b = tuple(pack(words[1][row : row + 2, g]) for row in (t, t + 8))
+        places = [(g, t), (g, t + 1), (g + 8, t), (g + 8, t + 1)]
+        d = multiply(a, b, tuple(C[place] for place in places))
+        for place, value in zip(places, d, strict=True):
+            out[place] = value
+
+    run(kernel, D)
+    np.testing.assert_allclose(D, values[0] @ values[1] + C, rtol=0, atol=4e-6)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_ldmatrix(transposed):
+    tiles = np.arange(4 * 8 * 8, dtype=np.int16).reshape(4, 8, 8)
+    load = ptx.ldmatrix_x4_trans if transposed else ptx.ldmatrix_x4
+    out = np.zeros((32, 4), np.int32)
+
+    def kernel(out):
+        lane = cuda.laneid
+        row = tiles.reshape(-1)[lane * 8 :]  # row lane % 8 of matrix lane // 8
+        for j, register in enumerate(load(row)):
+            out[lane, j] = register
+
+    run(kernel, out)
+    wanted = tiles.transpose(0, 2, 1) if transposed else tiles
+    pairs = pack(wanted.reshape(4, 8, 4, 2))  # matrix, row, pair
+    lane = np.arange(32)
+    for j in range(4):
+        np.testing.assert_array_equal(out[:, j], pairs[j, lane // 4, lane % 4])
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_copies_arrive_at_the_wait_and_no_earlier(waits):
+    wait = ptx.cp_async_wait(0)
+
+    def kernel(out, x):
+        s = cuda.shared.array(8, float32)
+        ptx.cp_async_16(ptx.shared_address(s, 0), ptx.global_address(x, 4), 16)
+        ptx.cp_async_16(ptx.shared_address(s, 4), ptx.global_address(x, 0), 8)
+        ptx.cp_async_commit()
+        if waits:
+            wait()
+        for i in range(8):
+            out[i] = s[i]
+
+    out = run(kernel, np.zeros(8, np.float32), np.arange(8, dtype=np.float32), block=(1,))
+    if waits:
+        assert list(out) == [4, 5, 6, 7, 0, 1, 0, 0]
+    else:
+        assert np.isnan(out).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_packs(dtype):
+    size = 16 // dtype().itemsize
+
+    def kernel(out, x):
+        values = cuda.local.array(2 * size, float32)
+        ptx.load_pack(x, size, values, size)
+        for k in range(size, 2 * size):
+            values[k] /= float32(3)
+        ptx.store_pack(out, 0, values, size)
+
+    x = np.arange(2 * size).astype(dtype)
+    out = run(kernel, np.zeros(size, dtype), x, block=(1,))
+    np.testing.assert_array_equal(out, (x[size:].astype(np.float32) / np.float32(3)).astype(dtype))
