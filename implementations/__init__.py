@@ -19,7 +19,7 @@ def _device() -> str:
 
     device = os.environ.get("STUDY_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in DEVICES:
-        raise ValueError(f"STUDY_DEVICE must be one of {', '.join(DEVICES)}, got {device!r}")
+        raise RuntimeError(f"STUDY_DEVICE must be one of {', '.join(DEVICES)}, got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("STUDY_DEVICE=cuda needs a CUDA device, and torch finds none")
     if device == "cpu":

@@ -11,8 +11,10 @@ from implementations.common.check import dtype_name
 from implementations.common.spec import Size
 
 
-class UnknownName(ValueError):
+class UnknownName(RuntimeError):
     """A kernel or backend name that does not exist; the message offers the nearest ones."""
+
+    exit_code = 2  # of the command line
 
 
 def size_text(size: Size) -> str:

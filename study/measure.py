@@ -229,19 +229,13 @@ def run(selection: Selection, *, processes: int, rounds: int, fresh: bool, data:
     missing = {b: reason for b in selection.backends if (reason := registry.missing(b))}
     for backend, reason in missing.items():
         console.print(f"{backend} cannot run here: {reason}")
-    try:
-        with Record(folder) as record:
-            environment.save(folder / "environment.json")
-            _untried(record, selection, missing)
-            able = replace(
-                selection, backends=tuple(b for b in selection.backends if b not in missing)
-            )
-            tasks = plan(record, able, processes, rounds, fresh)
-            measure(record, tasks, rounds)
-            record.save()
-    except KeyboardInterrupt:
-        console.print("measure: interrupted; what is measured is saved, run it again to go on")
-        raise SystemExit(130) from None
+    with Record(folder) as record:  # an interruption leaves it saved
+        environment.save(folder / "environment.json")
+        _untried(record, selection, missing)
+        able = tuple(b for b in selection.backends if b not in missing)
+        tasks = plan(record, replace(selection, backends=able), processes, rounds, fresh)
+        measure(record, tasks, rounds)
+        record.save()
     by_name = selection.backends != tuple(registry.BACKENDS)
     return _summarise(record, selection) and not (by_name and missing)
 

@@ -237,20 +237,6 @@ def test_without_a_gpu(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_interrupt_ends_with_130(tmp_path, monkeypatch, capsys):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(measure, "DEVICE", "cuda")
-    monkeypatch.setattr(measure.torch.cuda, "get_device_name", lambda: "Some GPU")
-    monkeypatch.setattr(measure.environment, "save", lambda path: None)
-    monkeypatch.setattr(measure, "time_group", interrupted)
-    with pytest.raises(SystemExit) as stopped:
-        measure.run(SELECTION, processes=3, rounds=20, fresh=False, data=tmp_path)
-    assert stopped.value.code == 130
-    assert "interrupted; what is measured is saved" in capsys.readouterr().out
-
-
 def test_run_tells_what_failed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measure, "DEVICE", "cuda")
     monkeypatch.setattr(measure.torch.cuda, "get_device_name", lambda: "Some GPU")
