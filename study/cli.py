@@ -1,4 +1,4 @@
-"""The commands. Each does its work in the module of its name; this file holds options, help and exit codes."""
+"""The commands: their options, help and exit codes. Each does its work in a module of study/."""
 
 import sys
 from pathlib import Path
@@ -23,7 +23,7 @@ DATA = Path("data")
 
 @app.command("list")
 def list_(kernels: Kernels = None, backends: Backends = None, phase: Phase = None):
-    """Show every kernel: its day, formula, dtypes, and which backends can run it here (and why not)."""
+    """Show every kernel: day, formula, dtypes, and which backends can run it here (or why not)."""
     from study import listing
     from study.cells import select
 
@@ -53,6 +53,24 @@ def verify(
 
 
 @app.command()
+def mutants(
+    kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA
+):
+    """Check the checks: plant faults in the kernels, and see verify reject each. Needs no GPU.
+
+    A fault is, for example, a dropped mask, a missing barrier, a stale accumulator, at every place
+    where there can be one. data/mutants.csv tells which check rejected which, at which size. A
+    survivor means that a check or a size is missing: add it, or, if the fault changes no result,
+    say why in study/equivalent_mutants.csv. Exit code 1 if a mutant survives.
+    """
+    from study import mutants as module
+    from study.cells import select
+
+    if not module.run(select(kernels, backends, phase), data=data):
+        raise typer.Exit(1)
+
+
+@app.command()
 def measure(
     kernels: Kernels = None,
     backends: Backends = None,
@@ -76,10 +94,27 @@ def measure(
 
 
 @app.command()
+def inspect(
+    kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA
+):
+    """Compile every variant of each kernel for Hopper and read its machine code. Needs no GPU.
+
+    data/codegen.csv gets, a variant a row: registers, spills, shared memory, occupancy, and the
+    instructions by class: tensor cores, double precision, the width of each load and store,
+    barriers. They often say why one backend is faster. Exit code 1 if a kernel does not compile.
+    """
+    from study import codegen as module
+    from study.cells import select
+
+    if not module.run(select(kernels, backends, phase), data=data):
+        raise typer.Exit(1)
+
+
+@app.command()
 def complexity(
     kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA
 ):
-    """Count the size and structure of each implementation into data/complexity.csv. Needs no GPU."""
+    """Count size and structure of each implementation into data/complexity.csv. Needs no GPU."""
     from study import complexity as module
     from study.cells import select
 
@@ -104,7 +139,7 @@ def report(
 def status(
     kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA
 ):
-    """List the cells that are missing, or stale because their source changed. Exit code 1 if any is."""
+    """List the cells that are missing, or stale as their source changed. Exit code 1 if any is."""
     from study import status as module
     from study.cells import select
 
@@ -114,29 +149,30 @@ def status(
 
 @app.command()
 def run(kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA):
-    """Do the whole study: verify, measure (with a GPU), count complexity, build the report."""
+    """Do the whole study: verify, measure (with a GPU) or inspect (without), complexity, report."""
     from implementations import DEVICE
 
     verify(kernels, backends, phase, large=True, data=data)
     if DEVICE == "cuda":
         measure(kernels, backends, phase, data=data)
+    else:
+        inspect(kernels, backends, phase, data=data)
     complexity(kernels, backends, phase, data=data)
     report(data=data)
 
 
 def main():
     """Run the command line; what is wrong with the request or the machine is one clear line."""
-    from study.cells import UnknownName
-    from study.store import DamagedData
-
     try:
-        app(standalone_mode=True)
-    except UnknownName as error:
-        sys.exit(_say(error, 2))
-    except (DamagedData, RuntimeError, OSError) as error:
-        sys.exit(_say(error, 1))
+        app()
+    except SystemExit as end:
+        if end.code != 130:
+            raise
+        _end("interrupted; what was done so far is kept", 130)
+    except (RuntimeError, OSError) as error:
+        _end(error, getattr(error, "exit_code", 1))
 
 
-def _say(error: Exception, code: int) -> int:
-    print(f"study: {error}", file=sys.stderr)
-    return code
+def _end(said: object, code: int) -> None:
+    print(f"study: {said}", file=sys.stderr)
+    sys.exit(code)

@@ -336,22 +336,6 @@ def ranks(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["kernel", "rule", "order"])
 
 
-def _replace(path: Path, selection: Selection, new: list[dict]) -> pd.DataFrame:
-    """Replace the selection's rows of a table; returns all of it, in the registry's order."""
-    table = store.read(path)
-    if len(table):
-        kernels, backends = table["kernel"], table["backend"]
-        table = table[~(kernels.isin(selection.kernels) & backends.isin(selection.backends))]
-    table = pd.concat([table, pd.DataFrame(new)], ignore_index=True)
-    if len(table.columns):
-        names = (*registry.kernels(), *registry.BACKENDS)
-        place = {name: at for at, name in enumerate(names)}
-        by = ["kernel", "backend"]
-        table = table.sort_values(by, key=lambda column: column.map(place), kind="stable")
-        store.write(path, table)
-    return table
-
-
 def run(selection: Selection, *, data: Path) -> None:
     """Count the selected implementations; print what they are in all, without helpers.
 
@@ -377,8 +361,8 @@ def run(selection: Selection, *, data: Path) -> None:
     if not counted:
         return
     store.read(data / "radon.csv")  # damaged, it must stop the command before a table is changed
-    table = _replace(data / "complexity.csv", selection, counted)
-    _replace(data / "radon.csv", selection, judged)
+    table = store.replace(data / "complexity.csv", selection, counted)
+    store.replace(data / "radon.csv", selection, judged)
     store.write(data / "complexity_ranks.csv", ranks(table))
 
     metrics = (metric.replace("_", " ") for metric in PRINTED)

@@ -152,7 +152,7 @@ def _git(*args: str) -> str | None:
     """What git prints; None where it is absent or this is no repository."""
     try:
         done = subprocess.run(
-            ["git", "-C", Path(__file__).parent, *args], capture_output=True, text=True, check=True
+            ["git", "-C", Path(__file__).parents[1], *args], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -28,6 +28,8 @@ def run(selection: Selection, *, data: Path) -> bool:
     for path, wanted in _wanted(selection, data, machines):
         found = store.read(path)
         if not found.empty:
+            if path.parent == data:  # of a whole implementation, whatever its dtypes and sizes
+                found = found.assign(dtype="", size="")
             found = found.reindex(columns=[*KEY, "source_hash"], fill_value="")
         for (kernel, backend), cells in groupby(
             sorted(wanted, key=_implementation), key=_implementation
@@ -76,9 +78,10 @@ def _wanted(
     for folder in machines:
         yield folder / "agreement.csv", checked
         yield folder / "timings.csv", timed
-    # counted, not run: no dtype, no size
-    counted = {Cell(cell.kernel, cell.backend, "", "") for cell in checked}
-    yield data / "complexity.csv", list(counted)
+    # read, not run: no dtype, no size
+    implementations = list({Cell(cell.kernel, cell.backend, "", "") for cell in checked})
+    yield data / "codegen.csv", implementations
+    yield data / "complexity.csv", implementations
 
 
 def _implementation(cell: Cell) -> tuple[str, str]:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from implementations.common import registry
+from study.cells import Selection
+
 
 class DamagedData(RuntimeError):
     """A data file that cannot be read; it is left as it is."""
@@ -25,7 +28,7 @@ def read(path: Path) -> pd.DataFrame:
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
-        return pd.read_csv(path, dtype={"source_hash": str})  # or one of digits is a number
+        return pd.read_csv(path, dtype={"source_hash": str, "code": str})  # of digits, a number
     except Exception as error:
         raise DamagedData(f"{path} is damaged and was left untouched: {error}") from error
 
@@ -52,3 +55,19 @@ def write(path: Path, table: pd.DataFrame) -> None:
             table.to_parquet(part, index=False)
         else:
             table.to_csv(part, index=False, lineterminator="\n", float_format="%.6g")
+
+
+def replace(path: Path, selection: Selection, new: list[dict]) -> pd.DataFrame:
+    """Replace the selection's rows of a table; returns all of it, in the registry's order."""
+    table = read(path)
+    if len(table):
+        kernels, backends = table["kernel"], table["backend"]
+        table = table[~(kernels.isin(selection.kernels) & backends.isin(selection.backends))]
+    table = pd.concat([table, pd.DataFrame(new)], ignore_index=True)
+    if len(table.columns):
+        names = (*registry.kernels(), *registry.BACKENDS)
+        place = {name: at for at, name in enumerate(names)}
+        by = ["kernel", "backend"]
+        table = table.sort_values(by, key=lambda column: column.map(place), kind="stable")
+        write(path, table)
+    return table

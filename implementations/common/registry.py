@@ -1,9 +1,9 @@
 """Finds the kernels on the disk and loads their backends.
 
 `kernels()`, `spec(kernel)`, `load(kernel, backend)` and `sources(kernel, backend)` are all that the
-study knows. A kernel is a folder `phase*/day*/` with `<kernel>.py`; a backend is a row of `BACKENDS` and
-a file `<kernel>_<backend>.py` in each such folder. Folders are looked for under every entry of
-`implementations.__path__`.
+study knows. A kernel is a folder `phase*/day*/` with `<kernel>.py`; a backend is a row of
+`BACKENDS` and a file `<kernel>_<backend>.py` in each such folder. Folders are looked for under
+every entry of `implementations.__path__`.
 """
 
 import importlib
@@ -31,7 +31,8 @@ class Unavailable(RuntimeError):
 @dataclass(frozen=True)
 class Backend:
     """title: as the report calls it. packages: what its files import.
-    cpu: the module of `common/cpu/` that makes it run without a GPU, by `install()`.
+    cpu, offline: the modules of `common/` that make it run without a GPU, and compile without a
+        driver, by `install()`.
     shared: files of `common/` whose text its kernels run through (part of their source hash).
     capability: the least CUDA compute capability; a kernel's file may ask for more by `CAPABILITY`.
     """
@@ -39,14 +40,21 @@ class Backend:
     title: str
     packages: tuple[str, ...]
     cpu: str | None = None
+    offline: str | None = None
     shared: tuple[str, ...] = ()
     capability: tuple[int, int] = (8, 0)
 
 
 BACKENDS = {
-    "triton": Backend("Triton", ("triton",), "triton_interpreter"),
-    "cupy": Backend("CUDA C++", ("cupy", "cuda.core"), "cuda_cpp", ("cuda_cpp.py",)),
-    "numba": Backend("Numba", ("numba", "numba.cuda"), "numba_fibers", ("numba_cuda.py",)),
+    "triton": Backend("Triton", ("triton",), "cpu.triton_interpreter", "offline.triton_compiler"),
+    "cupy": Backend("CUDA C++", ("cupy", "cuda.core"), "cpu.cuda_cpp", shared=("cuda_cpp.py",)),
+    "numba": Backend(
+        "Numba",
+        ("numba", "numba.cuda"),
+        "cpu.numba_fibers",
+        "offline.numba_compiler",
+        ("numba_cuda.py",),
+    ),
 }
 
 
@@ -88,24 +96,29 @@ def spec(kernel: str) -> KernelSpec:
 
 @cache
 def missing(backend: str) -> str | None:
-    """Why a backend cannot run on this machine, or None if it can; on the CPU tier it then will."""
+    """Why a backend cannot run on this machine, or None if it can; without a GPU it then will."""
     row = BACKENDS[backend]
-    if DEVICE == "cpu" and row.cpu:
+    if stand_in := {"cpu": row.cpu, "compile": row.offline}.get(DEVICE):
         try:
-            importlib.import_module(f"implementations.common.cpu.{row.cpu}").install()
+            importlib.import_module(f"implementations.common.{stand_in}").install()
         except ModuleNotFoundError as error:
             return f"package {error.name} is not installed"
         except RuntimeError as error:
             return str(error)
         return None
-    for package in row.packages:
+    return absent(backend) or (_lacks(row.capability) if DEVICE == "cuda" else None)
+
+
+def absent(backend: str) -> str | None:
+    """Which of a backend's packages is not installed here, as a sentence; None if all are."""
+    for package in BACKENDS[backend].packages:
         try:
             found = find_spec(package)
         except ModuleNotFoundError:
             found = None
         if not found:
             return f"package {package.split('.')[0]} is not installed"
-    return _lacks(row.capability) if DEVICE == "cuda" else None
+    return None
 
 
 def _lacks(capability: tuple[int, int]) -> str | None:
@@ -118,8 +131,8 @@ def _lacks(capability: tuple[int, int]) -> str | None:
 def load(kernel: str, backend: str) -> Callable:
     """The host function of `kernel` in `backend`, with the reference's name and parameters.
 
-    Raises Unavailable, with the reason, where it cannot run here; TypeError where its parameters are
-    not the reference's.
+    Raises Unavailable, with the reason, where it cannot run here; TypeError where its parameters
+    are not the reference's.
     """
     if reason := missing(backend):
         raise Unavailable(f"{backend}: {reason}")
@@ -136,7 +149,7 @@ def load(kernel: str, backend: str) -> Callable:
 
 
 def sources(kernel: str, backend: str) -> tuple[Path, ...]:
-    """The files that make up one implementation: its own, those of `common/` it includes or imports."""
+    """The files that make up one implementation: its own, and those of `common/` that it uses."""
     folder = folders()[kernel]
     own = [p for p in (folder / f"{kernel}_{backend}.py",) if p.exists()]
     if backend == "cupy" and (cu := folder / f"{kernel}.cu").exists():

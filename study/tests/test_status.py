@@ -37,6 +37,7 @@ def complete(tmp_path):
     store.write(tmp_path / "some-gpu" / "agreement.csv", pd.DataFrame(rows(checked)))
     counted = pd.DataFrame(rows(checked)).drop_duplicates("backend").drop(columns=["dtype", "size"])
     store.write(tmp_path / "complexity.csv", counted)
+    store.write(tmp_path / "codegen.csv", pd.DataFrame(rows(checked)))
     return tmp_path
 
 
@@ -60,8 +61,16 @@ def test_missing_cell(complete, name, capsys):
     assert len(found) == 1 and name in found[0] and "triton" not in "".join(said)
 
 
-def test_missing_file(complete):
-    (complete / "complexity.csv").unlink()
+@pytest.mark.parametrize("name", ["complexity.csv", "codegen.csv"])
+def test_missing_file(complete, name, capsys):
+    (complete / name).unlink()
+    assert not status.run(SELECTION, data=complete)
+    assert name in capsys.readouterr().out
+
+
+def test_stale_machine_code(complete):
+    table = store.read(complete / "codegen.csv")
+    store.write(complete / "codegen.csv", table.assign(source_hash="123456789012"))
     assert not status.run(SELECTION, data=complete)
 
 

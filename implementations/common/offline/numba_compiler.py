@@ -1,0 +1,41 @@
+"""Numba's compiler without a GPU: the dispatcher makes a kernel's cubin, as at a real launch."""
+
+from math import prod
+from types import SimpleNamespace
+
+from numba.cuda.cudadrv import devices
+from numba.cuda.dispatcher import _Kernel
+
+from implementations.common import offline
+
+HOPPER = SimpleNamespace(id=0, compute_capability=(9, 0))  # from 9.0 on Numba adds the a of sm_90a
+
+
+def _name(kernel) -> str:
+    """The function that holds or makes the kernel, and the numbers compiled into it."""
+    function = kernel.py_func
+    cells = (cell.cell_contents for cell in function.__closure__ or ())
+    variables = zip(function.__code__.co_freevars, cells, strict=True)
+    constants = [f"{name}={value}" for name, value in variables if isinstance(value, int | float)]
+    name = function.__qualname__.split(".")[0]
+    return f"{name}<{', '.join(constants)}>" if constants else name
+
+
+def record(kernel, args: tuple, block: tuple, shared_bytes: int) -> None:
+    """Compile a `cuda.jit` kernel for the types of `args`, once for each, and record the launch.
+
+    args: host arrays and numbers. They are typed as the launch types device arrays: by dtype,
+    dimensions and contiguity. The PTX and the cubin are those that the launch would load.
+    """
+    compiled = kernel.compile(tuple(map(kernel.typeof_pyval, args)))
+    cubin = compiled.library.get_cubin().code
+    offline.launches.append(
+        offline.Launch(_name(kernel), cubin, compiled.entry_name, prod(block), shared_bytes)
+    )
+
+
+def install() -> None:
+    """A stand-in device in the driver's place, and kernels that are never loaded."""
+    context = SimpleNamespace(device=HOPPER)
+    devices._runtime.get_or_create_context = lambda number=None: context
+    _Kernel.bind = lambda kernel: None  # else `compile` would load the cubin
