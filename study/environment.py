@@ -152,7 +152,11 @@ def _git(*args: str) -> str | None:
     """What git prints; None where it is absent or this is no repository."""
     try:
         done = subprocess.run(
-            ["git", "-C", Path(__file__).parents[1], *args], capture_output=True, text=True, check=True
+            ["git", *args],
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -11,7 +11,7 @@ import pytest
 from implementations import DEVICE
 from implementations.common import registry
 
-COMMANDS = ("list", "verify", "measure", "complexity", "report", "status", "run")
+COMMANDS = ("list", "verify", "measure", "inspect", "complexity", "report", "status", "run")
 
 
 def start(*arguments, **environment):
