@@ -1,0 +1,427 @@
+// The threads of a CUDA block as fibres of one OS thread, one block after another. A thread runs
+// until it must wait for others, then the next that is ready does.
+#include "fibers.hpp"
+
+#include <link.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstdarg>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <optional>
+#include <random>
+#include <vector>
+
+#include "switch.hpp"
+
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
+namespace study {
+
+Thread* self;
+
+namespace {
+
+constexpr size_t STACK = 256 << 10, PAGE = 4096;
+constexpr size_t MAX_VALUE = 64;  // bytes that a lane hands to others
+
+struct Fiber : Thread, Context {
+    uint3 index{};
+    Call call{};  // where it waits
+    bool ended = false;
+};
+
+// Where threads wait for each other: those in one operation and, of a warp, with one mask.
+struct Meeting {
+    std::string operation;
+    unsigned mask;
+    size_t expected;
+    std::vector<Fiber*> waiting;
+    unsigned round = 0;
+    int count[2];  // two of each: some may still read the last round's while others are in the next
+    alignas(16) unsigned char values[2][WARP * MAX_VALUE];
+};
+
+struct Block {
+    void** args;
+    std::vector<Fiber> fibers;
+    void* dynamic = nullptr;
+    Fiber host{};
+    std::deque<Fiber*> ready{};
+    std::deque<Meeting> barriers{};
+    std::vector<std::deque<Meeting>> warps{};
+    std::string error{};
+};
+Block* block;  // the one that runs
+
+Fiber& running() {
+    return static_cast<Fiber&>(*self);
+}
+
+// --- words --------------------------------------------------------------------------------------
+
+std::string text(uint3 i) {
+    return format("(%u, %u, %u)", i.x, i.y, i.z);
+}
+
+std::string name(uint3 thread) {
+    return "thread " + text(thread) + " of block " + text(blockIdx);
+}
+
+std::string place(Call call) {
+    const char* slash = strrchr(call.file, '/');
+    return format("%s:%d", slash ? slash + 1 : call.file, call.line);
+}
+
+// Rising numbers as "threads 0-30, 63".
+std::string threads(const std::vector<unsigned>& ranks) {
+    std::string result;
+    for (size_t i = 0, j; i < ranks.size(); i = j) {
+        for (j = i + 1; j < ranks.size() && ranks[j] == ranks[j - 1] + 1;) ++j;
+        result += format(i ? ", %u" : "threads %u", ranks[i]);
+        if (j - i > 1) result += format("-%u", ranks[j - 1]);
+    }
+    return result;
+}
+
+// "threads 0-30 wait in __syncwarp at sum.cu:12; threads 31 have ended"
+std::string whereabouts() {
+    std::map<std::string, std::vector<unsigned>> waiting;
+    std::vector<unsigned> ended;
+    for (const Fiber& fiber : block->fibers) {
+        if (fiber.ended)
+            ended.push_back(fiber.rank);
+        else
+            waiting[fiber.call.operation + (" at " + place(fiber.call))].push_back(fiber.rank);
+    }
+    std::string result;
+    for (const auto& [where, ranks] : waiting)
+        result += threads(ranks) + " wait in " + where + "; ";
+    return ended.empty() ? result.substr(0, result.size() - 2)
+                         : result + threads(ended) + " have ended";
+}
+
+// A parameter from its kind and size.
+std::string parameter(const char* described) {
+    const char* kind = *described == 'p'   ? "a pointer"
+                       : *described == 'i' ? "an integer"
+                       : *described == 'f' ? "a float"
+                                           : "a struct";
+    return format("%s of %d bytes", kind, described[1]);
+}
+
+// --- threads ------------------------------------------------------------------------------------
+
+// Go on with the next thread that is ready, with the host where none is.
+void leave() {
+    Fiber *from = &running(), *to = &block->host;
+    if (!block->ready.empty()) {
+        to = block->ready.front();
+        block->ready.pop_front();
+    }
+    if (to == from) return;
+    self = to;
+    threadIdx = to->index;
+    switch_context(*from, *to, from->ended);
+}
+
+// What each fibre runs.
+void run_thread() {
+    arrive(running());
+    study_call(block->args);
+    running().ended = true;
+    leave();
+}
+
+Meeting& find(std::deque<Meeting>& meetings, Call call, unsigned mask, size_t expected) {
+    for (Meeting& meeting : meetings)
+        if (meeting.mask == mask && meeting.operation == call.operation) return meeting;
+    Meeting& meeting = meetings.emplace_back();
+    meeting.operation = call.operation, meeting.mask = mask, meeting.expected = expected;
+    return meeting;
+}
+
+// Wait until all have come; the last one calls `complete` and does not wait.
+template <typename Complete>
+void join(Meeting& meeting, Call call, bool orders, Complete complete) {
+    int* token = &meeting.count[meeting.round % 2];
+    if (orders) release(token);
+    if (meeting.waiting.size() + 1 < meeting.expected) {
+        meeting.waiting.push_back(&running());
+        running().call = call;
+        leave();
+    } else {
+        complete();
+        ++meeting.round;
+        block->ready.insert(block->ready.end(), meeting.waiting.begin(), meeting.waiting.end());
+        meeting.waiting.clear();
+    }
+    if (orders) acquire(token);
+}
+
+}  // namespace
+
+int barrier(Call call, bool predicate) {
+    Unseen unseen;
+    Meeting& meeting = find(block->barriers, call, 0, block->fibers.size());
+    int& count = meeting.count[meeting.round % 2];
+    count = predicate + (meeting.waiting.empty() ? 0 : count);
+    join(meeting, call, true, [] {});
+    return count;
+}
+
+void* meet(Call call, unsigned mask, const void* value, size_t size, void (*combine)(void* table)) {
+    Unseen unseen;
+    if (!(mask >> self->lane & 1))
+        fail(call,
+             format("lane %u must be in the mask of %s, 0x%08x", self->lane, call.operation, mask));
+    Meeting& meeting =
+        find(block->warps[self->warp], call, mask, std::popcount(mask & self->lanes));
+    unsigned char* values = meeting.values[meeting.round % 2];
+    if (meeting.waiting.empty()) memset(values, 0xFF, WARP * size);
+    memcpy(values + self->lane * size, value, size);
+    join(meeting, call, size == 0, [=] {
+        if (combine) combine(values);
+    });
+    return values;
+}
+
+void fence() {
+    static char token;
+    acquire(&token);
+    release(&token);
+}
+
+void yield() {
+    Unseen unseen;
+    block->ready.push_back(&running());
+    leave();
+}
+
+void fail(Call call, const std::string& reason) {
+    block->error = name(threadIdx) + ", " + place(call) + ": " + reason;
+    block->ready.clear();
+    leave();
+    abort();  // nobody comes back to it
+}
+
+void* dynamic_shared() {
+    return block->dynamic;
+}
+
+std::string format(const char* pattern, ...) {
+    char buffer[1024];
+    va_list args;
+    va_start(args, pattern);
+    vsnprintf(buffer, sizeof buffer, pattern, args);
+    va_end(args);
+    return buffer;
+}
+
+// --- what the compiler's own checks call: the interface of UBSan ---------------------------------
+
+struct SourceLine {
+    const char* file;
+    uint32_t line, column;
+};
+struct TypeName {
+    uint16_t kind, info;
+    char quoted[1];
+};
+struct OutOfBounds {
+    SourceLine at;
+    const TypeName *array, *index;
+};
+struct Misaligned {
+    SourceLine at;
+    const TypeName* type;
+    unsigned char log_alignment, access;
+};
+
+extern "C" void __ubsan_handle_out_of_bounds_abort(const OutOfBounds* found, uintptr_t index) {
+    fail({"", found->at.file, int(found->at.line)},
+         format("index %d is out of bounds for %s", int(index), found->array->quoted));
+}
+
+extern "C" void __ubsan_handle_type_mismatch_v1_abort(const Misaligned* found, uintptr_t address) {
+    const int alignment = 1 << found->log_alignment;
+    fail({"", found->at.file, int(found->at.line)},
+         format("an address of %s must be a multiple of %d bytes, got %d beyond one",
+                found->type->quoted, alignment, int(address % alignment)));
+}
+
+namespace {
+
+// --- blocks -------------------------------------------------------------------------------------
+
+// A stack for each thread, above a page that none may touch.
+class Stacks {
+  public:
+    explicit Stacks(size_t count) : bytes(count * STACK) {
+        memory = static_cast<char*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+        if (memory == MAP_FAILED) abort();
+        for (size_t i = 0; i < count; ++i) mprotect(memory + i * STACK, PAGE, PROT_NONE);
+    }
+    ~Stacks() { munmap(memory, bytes); }
+
+    Context context(size_t i) const {
+        return begin(memory + i * STACK + PAGE, STACK - PAGE, run_thread);
+    }
+
+  private:
+    size_t bytes;
+    char* memory;
+};
+
+// Shared memory, full of NaN when a block begins.
+struct Shared {
+    size_t dynamic_bytes, static_bytes = 0;
+    void* dynamic = nullptr;
+    char* statics = nullptr;
+
+    explicit Shared(size_t dynamic_bytes) : dynamic_bytes(dynamic_bytes) {
+        auto look = [](dl_phdr_info* library, size_t, void* shared) -> int {
+            return static_cast<Shared*>(shared)->find_statics(*library);
+        };
+        study_shared();  // the first use makes the segment
+        dl_iterate_phdr(look, this);
+        if constexpr (TSAN) __tsan_java_init(uintptr_t(statics), static_bytes);
+    }
+    ~Shared() { free(dynamic); }
+
+    // Whether `library` is this one. If so, the static part is its thread-local segment.
+    bool find_statics(const dl_phdr_info& library) {
+        char* segment = static_cast<char*>(library.dlpi_tls_data);
+        const size_t anchor = static_cast<char*>(study_shared()) - segment;
+        for (int i = 0; segment && i < library.dlpi_phnum; ++i) {
+            const auto& header = library.dlpi_phdr[i];
+            if (header.p_type == PT_TLS && anchor < header.p_memsz)
+                statics = segment, static_bytes = (header.p_memsz + 7) / 8 * 8;
+        }
+        return statics;
+    }
+
+    // Blocks are not ordered, so TSan must not take this for what the last one used.
+    void renew() {
+        free(dynamic);
+        if (posix_memalign(&dynamic, 1024, dynamic_bytes)) abort();
+        if constexpr (TSAN) {  // only what it offers to Java can declare a place to be new
+            __tsan_java_free(uintptr_t(statics), static_bytes);
+            __tsan_java_alloc(uintptr_t(statics), static_bytes);
+        }
+        memset(dynamic, 0xFF, dynamic_bytes);
+        memset(statics, 0xFF, static_bytes);
+    }
+};
+
+void create_threads(const Stacks& stacks) {
+    const unsigned size = block->fibers.size();
+    for (unsigned i = 0; i < size; ++i) {
+        Fiber& fiber = block->fibers[i];
+        static_cast<Context&>(fiber) = stacks.context(i);
+        fiber.rank = i, fiber.warp = i / WARP, fiber.lane = i % WARP;
+        fiber.lanes = ~0u >> (WARP - std::min(WARP, size - fiber.warp * WARP));
+        fiber.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
+        if constexpr (TSAN) __tsan_set_fiber_name(fiber.fiber, name(fiber.index).c_str());
+        block->ready.push_back(&fiber);
+    }
+    if (const char* seed = getenv("STUDY_THREAD_SEED"))
+        std::shuffle(block->ready.begin(), block->ready.end(), std::mt19937(atoi(seed)));
+}
+
+// To TSan, a fibre in the place of one destroyed is ordered after it, which would hide races
+// between blocks: those of the last blocks live on.
+void retire_threads() {
+    static std::deque<void*> retired;
+    for (const Fiber& fiber : block->fibers) retired.push_back(fiber.fiber);
+    for (; retired.size() > std::max<size_t>(300, block->fibers.size()); retired.pop_front())
+        __tsan_destroy_fiber(retired.front());
+}
+
+// Run the block `blockIdx`. What went wrong, or "".
+std::string run_block(const Stacks& stacks, Shared& shared, void** args) {
+    shared.renew();
+    const unsigned size = blockDim.x * blockDim.y * blockDim.z;
+    Block current{args, std::vector<Fiber>(size), shared.dynamic};
+    current.warps.resize((size + WARP - 1) / WARP);
+    if constexpr (TSAN) current.host.fiber = __tsan_get_current_fiber();
+    block = &current;
+    self = &current.host;
+    create_threads(stacks);
+    leave();
+    auto ended = [](const Fiber& fiber) { return fiber.ended; };
+    if (current.error.empty() && !std::all_of(current.fibers.begin(), current.fibers.end(), ended))
+        current.error = "deadlock in block " + text(blockIdx) + ": " + whereabouts();
+    if constexpr (TSAN) retire_threads();
+    return current.error;
+}
+
+// --- grids --------------------------------------------------------------------------------------
+
+// Why a driver would not launch this, or "".
+std::string refusal(dim3 grid, dim3 block, const Shared& shared, const std::string& given) {
+    const std::string wanted = study_parameters();
+    if (given.size() != wanted.size())
+        return format("the kernel has %zu parameters, got %zu", wanted.size() / 2,
+                      given.size() / 2);
+    for (size_t i = 0; i < given.size(); i += 2)
+        if (given.compare(i, 2, wanted, i, 2))
+            return format("parameter %zu of the kernel is %s, got %s", i / 2 + 1,
+                          parameter(&wanted[i]).c_str(), parameter(&given[i]).c_str());
+    const size_t threads = size_t(block.x) * block.y * block.z;
+    if (threads < 1 || threads > 1024 || block.z > 64)
+        return format("a block must have 1 to 1024 threads and 64 along z, got (%u, %u, %u)",
+                      block.x, block.y, block.z);
+    if (grid.x - 1 >= 0x7fffffff || grid.y - 1 >= 0xffff || grid.z - 1 >= 0xffff)
+        return format(
+            "a grid must have 1 to 2147483647 blocks along x, 65535 along y and z, got "
+            "(%u, %u, %u)",
+            grid.x, grid.y, grid.z);
+    constexpr size_t OURS = 64;  // at most: what find_statics looks for
+    if (shared.static_bytes > OURS + 49152)
+        return format("a block must have at most 49152 bytes of static shared memory, got %zu",
+                      shared.static_bytes);
+    if (shared.static_bytes + shared.dynamic_bytes > OURS + 232448)
+        return format("a block must have at most 232448 bytes of shared memory, got %zu",
+                      shared.static_bytes + shared.dynamic_bytes);
+    return "";
+}
+
+std::string launch(dim3 grid, dim3 block, size_t dynamic_bytes, const char* given, void** args) {
+    Unseen unseen;
+    if constexpr (ASAN)  // which takes all threads for one
+        __asan_set_error_report_callback(
+            [](const char*) { fprintf(stderr, "Thread T0 '%s'\n", name(threadIdx).c_str()); });
+    Shared shared(dynamic_bytes);
+    std::string error = refusal(grid, block, shared, given);
+    gridDim = grid, blockDim = block;
+    std::optional<Stacks> stacks;
+    for (unsigned z = 0; z < grid.z; ++z)
+        for (unsigned y = 0; y < grid.y; ++y)
+            for (unsigned x = 0; x < grid.x && error.empty(); ++x) {
+                blockIdx = {x, y, z};
+                if (TSAN || !stacks) stacks.emplace(block.x * block.y * block.z);  // see `renew`
+                error = run_block(*stacks, shared, args);
+            }
+    return error;
+}
+
+}  // namespace
+}  // namespace study
+
+// Launch the kernel. args: pointers to its arguments; given: what they are, as `study_parameters`
+// describes parameters. What went wrong, or nullptr; it stands until the next launch.
+extern "C" [[gnu::visibility("default")]] const char* study_launch(const unsigned* grid,
+                                                                   const unsigned* block,
+                                                                   size_t dynamic_bytes,
+                                                                   const char* given, void** args) {
+    static std::string error;
+    error = study::launch({grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]},
+                          dynamic_bytes, given, args);
+    return error.empty() ? nullptr : error.c_str();
+}
