@@ -11,7 +11,17 @@ import pytest
 from implementations import DEVICE
 from implementations.common import registry
 
-COMMANDS = ("list", "verify", "measure", "inspect", "complexity", "report", "status", "run")
+COMMANDS = (
+    "list",
+    "verify",
+    "mutants",
+    "measure",
+    "inspect",
+    "complexity",
+    "report",
+    "status",
+    "run",
+)
 
 
 def start(*arguments, **environment):
