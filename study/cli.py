@@ -38,6 +38,9 @@ def verify(
     large: Annotated[
         bool, typer.Option(help="On a GPU: also check each headline size, which fills the chip.")
     ] = True,
+    sanitize: Annotated[
+        bool, typer.Option(help="On the CPU: look for wild accesses and races of the CUDA kernels.")
+    ] = False,
     data: Data = DATA,
 ):
     """Prove that the backends agree with a float64 oracle, under derived error bounds.
@@ -48,7 +51,10 @@ def verify(
     from study import verify as module
     from study.cells import select
 
-    if not module.run(select(kernels, backends, phase), large=large, data=data):
+    selection = select(kernels, backends, phase)
+    if sanitize and not module.sanitize(selection):
+        raise typer.Exit(1)
+    if not sanitize and not module.run(selection, large=large, data=data):
         raise typer.Exit(1)
 
 

@@ -26,6 +26,7 @@ GUARD = 2**20  # bytes before and after each tensor: more than a tile overshoots
 ALIGNMENT = 256  # bytes, what the CUDA allocator gives
 NAN = 0xFF  # every byte of it: NaN in the float dtypes, -1 in the integers
 FENCE = 0xA5  # around outputs: no NaN, or a NaN copied from out of bounds would go unseen
+SANITIZERS = ("address", "thread")
 FIRST_TIMEOUT, TIMEOUT = 300, 120  # seconds for a child's first cell (imports), for any other
 
 ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
@@ -206,6 +207,29 @@ def run(selection: Selection, large: bool, data: Path) -> bool:
         and not status & {"disagrees", "failed"}
         and not (by_name and any(missing.values()))
     )
+
+
+def sanitize(selection: Selection) -> bool:
+    """Run the CUDA kernels under AddressSanitizer, then ThreadSanitizer; print what they find.
+
+    On the CPU tier, at the check sizes; nothing is saved. Returns whether all agree and nothing was
+    found: no access outside a tensor, no race on shared memory. Raises RuntimeError on a GPU, where
+    compute-sanitizer does this.
+    """
+    if DEVICE != "cpu":
+        raise RuntimeError(f"--sanitize must run on the CPU (STUDY_DEVICE=cpu), got {DEVICE}")
+    if reason := registry.missing("cupy"):
+        raise RuntimeError(f"cupy cannot run here: {reason}")
+    cells = list(replace(selection, backends=("cupy",)).cells("check_sizes"))
+    rows = []
+    with progress("sanitize", len(SANITIZERS) * len(cells)) as step:
+        for sanitizer in SANITIZERS:
+            with Worker({"STUDY_SANITIZE": sanitizer}) as worker:
+                for cell in cells:
+                    step(f"{cell}, {sanitizer}")
+                    rows.append(_call(worker, cell) | {"backend": f"cupy, {sanitizer}"})
+    _summarise(rows)
+    return all(row["status"] == "agrees" for row in rows)
 
 
 def _cells(selection: Selection, kernel: str, large: bool) -> Iterator[Cell]:

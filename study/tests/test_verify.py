@@ -1,5 +1,6 @@
 """The checks around a call, and the command that makes them all."""
 
+import dataclasses
 import math
 
 import pandas as pd
@@ -168,3 +169,17 @@ def test_damaged_file_is_refused_before_any_work(verify_all, saved, tmp_path):
     with pytest.raises(store.DamagedData, match="agreement.csv is damaged"):
         verify_all({})
     assert path.read_bytes() == b'"kernel,\xff'
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="the sanitizers watch the CPU tier")
+def test_sanitizers_find_nothing_and_say_what_fails(capsys, monkeypatch):
+    if reason := registry.missing("cupy"):
+        pytest.skip(reason)
+    few = dataclasses.replace(registry.spec("vector_add"), check_sizes=({"N": 1025},))
+    monkeypatch.setattr(registry, "spec", lambda kernel: few)
+    assert verify.sanitize(select("vector_add"))
+    assert capsys.readouterr().out.count("2 of 2") == 2
+
+    monkeypatch.setattr(verify, "_call", lambda _, cell: verify._row(cell, *FAILED))
+    assert not verify.sanitize(select("vector_add"))
+    assert "vector_add-cupy, thread-float32-N=1025 failed: killed by" in capsys.readouterr().out
