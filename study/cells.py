@@ -55,6 +55,11 @@ class Selection:
     kernels: tuple[str, ...]
     backends: tuple[str, ...]
 
+    @property
+    def by_name(self) -> bool:
+        """Whether only some backends are wanted: then one that cannot run here is a failure."""
+        return self.backends != tuple(registry.BACKENDS)
+
     def cells(self, sizes: str) -> Iterator[Cell]:
         """The cells at each spec's `check_sizes` or `bench_sizes` (named by `sizes`)."""
         for kernel in self.kernels:

@@ -236,8 +236,7 @@ def run(selection: Selection, *, processes: int, rounds: int, fresh: bool, data:
         tasks = plan(record, replace(selection, backends=able), processes, rounds, fresh)
         measure(record, tasks, rounds)
         record.save()
-    by_name = selection.backends != tuple(registry.BACKENDS)
-    return _summarise(record, selection) and not (by_name and missing)
+    return _summarise(record, selection) and not (selection.by_name and missing)
 
 
 def _untried(record: Record, selection: Selection, missing: dict[str, str]) -> None:

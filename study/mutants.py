@@ -298,10 +298,9 @@ def run(selection: Selection, *, data: Path) -> bool:
     for backend, reason in missing.items():
         if reason:
             console.print(f"{backend} cannot run here: {reason}")
-    by_name = selection.backends != tuple(registry.BACKENDS)
     wrong = _wrong(rows, [key for key in reasons if key[:2] in made])
     _summarise(rows, wrong)
-    return bool(rows) and not wrong and not (by_name and any(missing.values()))
+    return bool(rows) and not wrong and not (selection.by_name and any(missing.values()))
 
 
 def _missing(worker: Worker, backend: str) -> str | None:

@@ -16,9 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from implementations import DEVICE
 from implementations.common import registry
 from implementations.common.check import dtype_name
+from implementations.common.cpu.cuda_cpp import SANITIZERS
 from study import agreement, sources, store
 from study.cells import Cell, Selection, size_text
 from study.progress import console, progress
+from study.ratios import KEY
 from study.worker import Worker, WorkerFailed
 
 RUNS = 3 if DEVICE == "cuda" else 2  # on the CPU the second takes the threads in another order
@@ -26,12 +28,10 @@ GUARD = 2**20  # bytes before and after each tensor: more than a tile overshoots
 ALIGNMENT = 256  # bytes, what the CUDA allocator gives
 NAN = 0xFF  # every byte of it: NaN in the float dtypes, -1 in the integers
 FENCE = 0xA5  # around outputs: no NaN, or a NaN copied from out of bounds would go unseen
-SANITIZERS = ("address", "thread")
 FIRST_TIMEOUT, TIMEOUT = 300, 120  # seconds for a child's first cell (imports), for any other
 
 ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 NOT_JUDGED = agreement.Judgement(margin=math.nan, rms=math.nan, error="")
-KEY = ["kernel", "backend", "dtype", "size"]
 
 
 @dataclass(frozen=True)
@@ -200,12 +200,11 @@ def run(selection: Selection, large: bool, data: Path) -> bool:
                     _save(path, rows[begun:])
 
     _summarise(rows)
-    by_name = selection.backends != tuple(registry.BACKENDS)
     status = {row["status"] for row in rows}
     return (
         "agrees" in status
         and not status & {"disagrees", "failed"}
-        and not (by_name and any(missing.values()))
+        and not (selection.by_name and any(missing.values()))
     )
 
 
