@@ -19,7 +19,7 @@ from implementations.common.spec import Work
 from study import ceilings, environment, ratios, sources, store, timing, worker
 from study.cells import Cell, Selection, parse_size, size_text
 from study.progress import console, progress
-from study.ratios import KEY, SLOWER, TWICE
+from study.ratios import CHECKED, KEY, SLOWER, TWICE
 from study.verify import seed
 from study.worker import Worker, WorkerFailed
 
@@ -336,7 +336,7 @@ def _do(record: Record, child: Worker, task: Task, rounds: int, step) -> None:
     for group in task.checked:
         step(f"{group}, cross-check")
         rows, errors = _call(record, child, checked(group), check_group)
-        rows += [_check(entry, float("nan"), float("nan")) for entry in errors]
+        rows += [_check(entry, dict.fromkeys(CHECKED, float("nan"))) for entry in errors]
         record.add_checks(rows)
         record.save()
 
@@ -377,9 +377,8 @@ def _failure(entry: Cell, error: str) -> dict:
     }
 
 
-def _check(entry: Cell, cupti_us: float, event_us: float) -> dict:
+def _check(entry: Cell, times: dict[str, float]) -> dict:
     """A row of crosschecks.csv."""
-    times = {"cupti_us": cupti_us, "event_us": event_us}
     return asdict(entry) | times | {"source_hash": source_hash(entry)}
 
 
@@ -519,7 +518,7 @@ def _announced(entry, timer):
 
 
 def check_group(group: Group) -> tuple[list[dict], dict[Cell, str]]:
-    """Time the entries by the profiler and by events: rows of crosschecks.csv, and errors."""
+    """Time each entry by three instruments: rows of crosschecks.csv, and errors."""
     torch.cuda.empty_cache()
     inputs, rows, errors = Inputs(group), [], {}
     with torch.cuda.stream(torch.cuda.Stream()):
@@ -530,6 +529,5 @@ def check_group(group: Group) -> tuple[list[dict], dict[Cell, str]]:
             except registry.Unavailable as reason:
                 errors[entry] = str(reason)
                 continue
-            cupti_us, event_us = timing.cross_check(call, inputs.sets_of(entry))
-            rows.append(_check(entry, cupti_us, event_us))
+            rows.append(_check(entry, timing.cross_check(call, inputs.sets_of(entry))))
     return rows, errors

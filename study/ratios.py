@@ -10,7 +10,7 @@ from implementations.common.spec import Work
 
 KEY = ["kernel", "backend", "dtype", "size"]
 ROUND = ["cell", "process", "round"]
-CHECKED = ["cupti_us", "event_us"]
+CHECKED = ["graph_us", "cupti_us", "event_us"]
 COLUMNS = [
     *KEY,
     *("device_us_p20", "device_us_p50", "device_us_p80", "samples", "processes"),
@@ -90,7 +90,7 @@ def derive(
     """The table of timings.csv, one row a cell.
 
     samples: rows of samples.parquet; `cell` names the rounds that a row belongs to, `error` why
-    there is no time. checks: cupti_us and event_us by KEY and source_hash.
+    there is no time. checks: CHECKED by KEY and source_hash.
     work: `(kernel, backend, dtype, size)` → Work. reference: a kernel → the name of its main
     baseline, "" where it has none.
     Of a cell measured from two states of its source only the rows of the later one count.
@@ -223,9 +223,9 @@ def _gate(table: pd.DataFrame) -> None:
 
 
 def _judge(table: pd.DataFrame) -> None:
-    us, floor, cupti = table["device_us_p50"], table["floor_us"], table["cupti_us"]
-    apart = (us - floor - cupti).abs()
-    agree = apart <= np.maximum(CUPTI_SHARE * us, CUPTI_US)  # False where there is no cross-check
+    us, floor, graph = table["device_us_p50"], table["floor_us"], table["graph_us"]
+    apart = (graph - floor - table["cupti_us"]).abs()
+    agree = apart <= np.maximum(CUPTI_SHARE * graph, CUPTI_US)  # False without a cross-check
     said = [verdict(*pair) for pair in zip(table["ratio_low"], table["ratio_high"], strict=True)]
     table["verdict"] = np.select(
         [

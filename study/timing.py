@@ -127,12 +127,15 @@ def interleave(
         yield [(keys[i], timers[keys[i]]()) for i in rng.permutation(len(keys))]
 
 
-def cross_check(function: Callable, sets: list[tuple]) -> tuple[float, float]:
-    """The time of one call in µs by two other instruments, calls rotating over `sets`.
+def cross_check(function: Callable, sets: list[tuple]) -> dict[str, float]:
+    """The time of one call in µs by three instruments, calls rotating over `sets`.
 
-    First the sum of its kernels' durations as the profiler (CUPTI) has them, under sustained load
-    (NaN where the profiler sees none); then events around calls queued ahead.
+    graph_us: replays of a captured graph, as in the rounds. cupti_us: the sum of its kernels'
+    durations as the profiler has them (NaN where it sees none). Both under sustained load, for
+    alone a kernel may run at other clocks than among others. event_us: events around calls that
+    are queued ahead.
     """
+    graph_us = _sustained(Captured(function, sets))
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     for _ in range(2):  # once to fill the allocator's cache
         torch.cuda.synchronize()
@@ -155,7 +158,13 @@ def cross_check(function: Callable, sets: list[tuple]) -> tuple[float, float]:
     launches = len(durations) // calls
     sustained = durations[len(durations) - launches * (calls // 2) :]
     cupti_us = sum(sustained) / (calls // 2) if launches else math.nan
-    return cupti_us, event_us
+    return {"graph_us": graph_us, "cupti_us": cupti_us, "event_us": event_us}
+
+
+def _sustained(timer: Captured) -> float:
+    """The median of the second half of as many replays as take half of CUPTI_US."""
+    times = [timer() for _ in range(max(2, int(CUPTI_US / 2 / (timer() * timer.calls))))]
+    return float(np.median(times[len(times) // 2 :]))
 
 
 def _call(function, sets, calls):

@@ -281,6 +281,18 @@ def ldmatrix_x4_trans(row):
     return _ldmatrix(row, transposed=True)
 
 
+@ptx("ld.shared.v4.b32 {$0,$1,$2,$3}, [$4];", i4(i32), memory=True)
+def load_shared_16(src):
+    """16 bytes of shared memory as four registers."""
+    return tuple(_aligned(src)[: 16 // src.itemsize].view(np.int32))
+
+
+@ptx("st.global.v4.b32 [$0], {$1,$2,$3,$4};", types.void(i64, i4), memory=True)
+def store_global_16(dst, words):
+    """Four registers as 16 bytes of global memory."""
+    _aligned(dst)[: 16 // dst.itemsize] = np.array(words, np.int32).view(dst.dtype)
+
+
 @ptx("cp.async.cg.shared.global [$0], [$1], 16, $2;", types.void(i32, i64, i32), memory=True)
 def cp_async_16(dst, src, bytes):
     """Copy 16 bytes from global to shared memory without waiting: the first `bytes` of them from

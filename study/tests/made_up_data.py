@@ -83,7 +83,9 @@ def timings(table: pd.DataFrame) -> pd.DataFrame:
         return registry.spec(kernel).work(getattr(torch, dtype), **parse_size(size))
 
     checks = table.groupby([*KEY, "source_hash"], as_index=False).device_us.median()
-    checks = checks.assign(cupti_us=checks.device_us - FLOOR_US, event_us=checks.device_us)
+    checks = checks.assign(
+        graph_us=checks.device_us, cupti_us=checks.device_us - FLOOR_US, event_us=checks.device_us
+    )
     return derive(table, checks, work, lambda kernel: next(iter(registry.spec(kernel).baselines)))
 
 

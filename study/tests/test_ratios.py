@@ -49,6 +49,7 @@ def derive(*entries, cupti=()):
             "dtype": "float32",
             "size": "N=1",
             "source_hash": "a",
+            "graph_us": samples.loc[samples["backend"] == backend, "device_us"].median(),
             "cupti_us": us,
             "event_us": us,
         }

@@ -25,7 +25,7 @@ def softmax_fused(x):
         threads = max(min(packs, 32), -(-N // PER_THREAD))
         THREADS = 1 << (threads - 1).bit_length()
         PACKS = -(-packs // THREADS)
-        ROWS = max(1, BLOCK // THREADS)
+        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # warps of one row share `partial`
         name = f"softmax_fused_kernel<{C_TYPE[x.dtype]}, {VEC}, {PACKS}, {THREADS}, {ROWS}>"
         SOURCE.launch(name, (-(-M // ROWS),), (THREADS, ROWS), x, out, M, N)
     return out

@@ -114,7 +114,7 @@ def softmax_fused(x):
         threads = max(min(packs, 32), -(-N // PER_THREAD))
         THREADS = 1 << (threads - 1).bit_length()
         PACKS = -(-packs // THREADS)
-        ROWS = max(1, BLOCK // THREADS)
+        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # warps of one row share `partial`
         kernel = softmax_fused_kernel(VEC, PACKS, THREADS, ROWS)
         launch(kernel, (-(-M // ROWS),), (THREADS, ROWS), x.view(-1), out.view(-1), M, N)
     return out

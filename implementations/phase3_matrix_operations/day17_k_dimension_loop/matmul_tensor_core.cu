@@ -12,6 +12,11 @@ __device__ __forceinline__ int swizzle(int r, int c) {
     return c ^ r % 8 * 8;
 }
 
+template <typename T, int COUNT>
+struct alignas(COUNT * sizeof(T)) Pack {
+    T v[COUNT];
+};
+
 // Copy part `part` of a ROWS x COLS tile from a row-major matrix of `cols` columns to shared
 // memory. `src` and `dst` are this thread's first chunk of 16 bytes: neighbours copy neighbouring
 // chunks, and those of a thread are STEP rows apart. Zeros beyond the rows and columns left.
@@ -117,24 +122,33 @@ __global__ void __launch_bounds__(BLOCK_M* BLOCK_N / 128)
         }
     }
 
-    // of a fragment, lane l holds columns l % 4 * 2 + {0, 1} of rows l / 4 and l / 4 + 8
+    // C leaves through shared memory, so that a warp stores whole rows of its part at a time. Of a
+    // fragment, lane l holds columns l % 4 * 2 + {0, 1} of rows l / 4 and l / 4 + 8.
+    cp_async_wait<0>();
+    __syncthreads();  // nobody needs the tiles any more
+    T* sC = reinterpret_cast<T*>(shared) + warp * WARP_M * WARP_N;
 #pragma unroll
     for (int i = 0; i < WARP_M / 16; ++i)
 #pragma unroll
         for (int j = 0; j < WARP_N / 8; ++j)
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                const int m = m0 + warp_m + i * 16 + h * 8 + lane / 4;
-                const int n = n0 + warp_n + j * 8 + lane % 4 * 2;
-                T* c = C + (long long)m * N + n;
-                struct alignas(2 * sizeof(T)) Pair {
-                    T v[2];
-                } pair = {T(rC[i][j][2 * h]), T(rC[i][j][2 * h + 1])};
-                if (ALIGNED) {
-                    if (m < M && n < N) *reinterpret_cast<Pair*>(c) = pair;
-                } else {
-                    if (m < M && n < N) c[0] = pair.v[0];
-                    if (m < M && n + 1 < N) c[1] = pair.v[1];
-                }
+                const int row = i * 16 + h * 8 + lane / 4, col = j * 8 + lane % 4 * 2;
+                *reinterpret_cast<Pack<T, 2>*>(sC + row * WARP_N + swizzle(row, col)) = {
+                    T(rC[i][j][2 * h]), T(rC[i][j][2 * h + 1])};
             }
+    __syncwarp();
+#pragma unroll
+    for (int row = lane / 8; row < WARP_M; row += 4) {
+        const int col = lane % 8 * 8, m = m0 + warp_m + row, n = n0 + warp_n + col;
+        const T* from = sC + row * WARP_N + swizzle(row, col);
+        T* to = C + (long long)m * N + n;
+        if constexpr (ALIGNED) {
+            if (m < M && n < N)
+                *reinterpret_cast<Pack<T, 8>*>(to) = *reinterpret_cast<const Pack<T, 8>*>(from);
+        } else {
+            for (int k = 0; k < 8; ++k)
+                if (m < M && n + k < N) to[k] = from[k];
+        }
+    }
 }

@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from numba import cuda, float32, int16, int32, int64
+from numba import cuda, float32, int16, int32, int64, uint32
 
 from implementations.common import numba_ptx as ptx
 from implementations.common.numba_cuda import launch
@@ -19,9 +19,8 @@ PARTS = BLOCK_K // 16  # a step multiplies so often, and loads a part of its til
 FRAGMENTS_M, FRAGMENTS_N = WARP_M // 16, WARP_N // 8
 THREADS = BLOCK_M * BLOCK_N // 128  # a warp for each 64 x 64
 A_TILE, B_TILE = BLOCK_M * BLOCK_K, BLOCK_K * BLOCK_N
-SB = (
-    STAGES * A_TILE
-)  # shared memory: [STAGES][BLOCK_M][BLOCK_K] of A, [STAGES][BLOCK_K][BLOCK_N] of B
+# in shared memory stand [STAGES][BLOCK_M][BLOCK_K] of A, then [STAGES][BLOCK_K][BLOCK_N] of B
+SB = STAGES * A_TILE
 
 
 @cuda.jit(device=True)
@@ -80,7 +79,7 @@ def matmul_tensor_core_kernel(dtype, ALIGNED):
         (ptx.mma_f16, ptx.pack_f16) if dtype == torch.float16 else (ptx.mma_bf16, ptx.pack_bf16)
     )
     load_a, load_b = load_part(ALIGNED, BLOCK_M, BLOCK_K), load_part(ALIGNED, BLOCK_K, BLOCK_N)
-    cp_async_wait = ptx.cp_async_wait(STAGES - 2)
+    cp_async_wait, cp_async_wait_all = ptx.cp_async_wait(STAGES - 2), ptx.cp_async_wait(0)
 
     @cuda.jit(launch_bounds=THREADS)
     def kernel(A, B, C, M, N, K):
@@ -147,22 +146,32 @@ def matmul_tensor_core_kernel(dtype, ALIGNED):
                         c = mma(a, b, (rC[i, j, 0], rC[i, j, 1], rC[i, j, 2], rC[i, j, 3]))
                         rC[i, j, 0], rC[i, j, 1], rC[i, j, 2], rC[i, j, 3] = c
 
-        # of a fragment, lane l holds columns l % 4 * 2 + {0, 1} of rows l // 4 and l // 4 + 8
+        # C leaves through shared memory, so that a warp stores whole rows of its part at a time.
+        # Of a fragment, lane l holds columns l % 4 * 2 + {0, 1} of rows l // 4 and l // 4 + 8.
+        cp_async_wait_all()
+        cuda.syncthreads()  # nobody needs the tiles any more
+        pairs = cuda.shared.array(0, int32)  # the same memory, two elements a word
+        sC = warp * WARP_M * WARP_N
         for i in range(FRAGMENTS_M):
             for j in range(FRAGMENTS_N):
                 for h in range(2):
-                    m = m0 + warp_m + i * 16 + h * 8 + lane // 4
-                    n = n0 + warp_n + j * 8 + lane % 4 * 2
-                    pair = pack(rC[i, j, 2 * h], rC[i, j, 2 * h + 1])
-                    at = int64(m) * N + n
-                    if ALIGNED:
-                        if m < M and n < N:
-                            C[at // 2] = pair
-                    else:
-                        if m < M and n < N:
-                            C[at] = int16(pair & 0xFFFF)
-                        if m < M and n + 1 < N:
-                            C[at + 1] = int16(pair >> 16)
+                    row, col = i * 16 + h * 8 + lane // 4, j * 8 + lane % 4 * 2
+                    at = uint32(sC + row * WARP_N + swizzle(row, col))
+                    pairs[at // uint32(2)] = pack(rC[i, j, 2 * h], rC[i, j, 2 * h + 1])
+        cuda.syncwarp()
+        for row in range(lane // 8, WARP_M, 4):
+            col = lane % 8 * 8
+            at = sC + row * WARP_N + swizzle(row, col)
+            m, n = m0 + warp_m + row, n0 + warp_n + col
+            to = int64(m) * N + n
+            if ALIGNED:
+                if m < M and n < N:
+                    words = ptx.load_shared_16(shared_address(shared, at))
+                    ptx.store_global_16(global_address(C, to), words)
+            else:
+                for k in range(8):
+                    if m < M and n + k < N:
+                        C[to + k] = shared[at + k]
 
     return kernel
 
@@ -174,9 +183,7 @@ def matmul_tensor_core(a, b):
     if c.numel() > 0:
         ALIGNED = K % 8 == 0 and N % 8 == 0
         kernel = matmul_tensor_core_kernel(a.dtype, ALIGNED)
-        # the kernel moves bits: operands as 16-bit words, and C as pairs of them where it can
-        A, B = a.view(torch.int16).view(-1), b.view(torch.int16).view(-1)
-        C = c.view(torch.int32 if ALIGNED else torch.int16).view(-1)
+        A, B, C = (x.view(torch.int16).view(-1) for x in (a, b, c))  # the kernel moves bits
         grid = (-(-N // BLOCK_N), -(-M // BLOCK_M))
         shared = STAGES * (BLOCK_M + BLOCK_N) * BLOCK_K * a.element_size()
         M, N, K = map(np.int32, (M, N, K))  # 64-bit loop counters would spill
