@@ -29,3 +29,4 @@ def _device() -> str:
 
 
 DEVICE = _device()
+TORCH_DEVICE = "cuda" if DEVICE == "cuda" else "cpu"  # where the tensors lie

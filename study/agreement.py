@@ -99,6 +99,8 @@ def compare(want: Expected, y: torch.Tensor) -> Judgement:
 
     value, rounded = want.value.double(), want.value.to(want.dtype)
     same = (y == rounded) & (y.signbit() == rounded.signbit()) | y.isnan() & rounded.isnan()
+    if want.bound is None and bool(same.all()):  # the rest takes memory that huge sizes have not
+        return Judgement(0, 0, "")
     finite = y.isfinite() & rounded.isfinite()
     error = (y.double() - value).abs_().masked_fill_(~finite, 0)
     rms = _relative_rms(error, value)

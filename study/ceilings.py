@@ -13,7 +13,6 @@ import torch
 from implementations.common.cuda_cpp import CudaSource
 from implementations.common.spec import Size, Work, generator
 from study.cells import Cell, size_text
-from study.ratios import CEILING
 
 BLOCK = 256
 PACK = 16  # bytes
@@ -24,19 +23,21 @@ FLOOR = Cell("_floor", "empty", "uint8", "blocks=1")
 SOURCE = CudaSource(Path(__file__).with_name("ceilings.cu"))
 
 
+BANDWIDTHS = ("copy", "read", "write")
+
+
 def ceiling(work: Work, dtype: str, size: Size) -> Cell:
     """The ceiling of a kernel that does `work` at this dtype and size.
 
-    The copy of as many bytes, or cuBLAS at the same M, N, K; where the size has none, a square of
-    about as many flops.
+    As many bytes copied, read or written, or cuBLAS at the same M, N, K; where the size has none, a
+    square of about as many flops.
     """
-    backend = CEILING[work.unit]
-    if backend == "copy":
-        return bandwidth(backend, work.bytes)
+    if work.limit != "matmul":
+        return bandwidth(work.limit, work.bytes)
     if not {"M", "N", "K"} <= set(size):
         n = max(128, round((work.flops / 2) ** (1 / 3) / 128) * 128)
         size = {"M": n, "N": n, "K": n}
-    return Cell("_ceiling", backend, dtype, size_text({name: size[name] for name in "MNK"}))
+    return Cell("_ceiling", "matmul", dtype, size_text({name: size[name] for name in "MNK"}))
 
 
 def bandwidth(backend: str, count: int) -> Cell:
@@ -50,8 +51,8 @@ def work(cell: Cell) -> Work:
     if cell.backend == "matmul":
         M, N, K = size["M"], size["N"], size["K"]
         count = (M * K + K * N + M * N) * cell.torch_dtype.itemsize
-        return Work(count, 2 * M * N * K, "TFLOP/s")
-    return Work(size.get("bytes", 0), 0)
+        return Work(count, 2 * M * N * K, "matmul")
+    return Work(size.get("bytes", 0), 0, "copy" if cell == FLOOR else cell.backend)
 
 
 def inputs(cell: Cell, device: str = "cuda", seed: int = 0) -> tuple:

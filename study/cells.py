@@ -60,12 +60,19 @@ class Selection:
         """Whether only some backends are wanted: then one that cannot run here is a failure."""
         return self.backends != tuple(registry.BACKENDS)
 
-    def cells(self, sizes: str) -> Iterator[Cell]:
-        """The cells at each spec's `check_sizes` or `bench_sizes` (named by `sizes`)."""
+    def cells(self, kind: str) -> Iterator[Cell]:
+        """The cells that are checked everywhere ("check"), checked on a GPU only ("large": the
+        headlines, and the huge sizes in the last dtype) or timed ("bench")."""
         for kernel in self.kernels:
             spec = registry.spec(kernel)
             for dtype in spec.dtypes:
-                for size in getattr(spec, sizes):
+                huge = spec.huge_sizes if dtype == spec.dtypes[-1] else ()
+                sizes = {
+                    "check": spec.check_sizes,
+                    "large": (spec.headline, *huge),
+                    "bench": spec.timed_sizes(dtype),
+                }
+                for size in sizes[kind]:
                     for backend in self.backends:
                         yield Cell(kernel, backend, dtype_name(dtype), size_text(size))
 

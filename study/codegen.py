@@ -45,8 +45,7 @@ from rich.table import Column, Table
 from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-from implementations import DEVICE
-from implementations.common import cuda_cpp, offline, registry
+from implementations.common import offline, registry
 from study import store
 from study.cells import Cell, Selection, size_text
 from study.progress import console, progress
@@ -56,7 +55,6 @@ from study.worker import Worker, WorkerFailed
 # of a worker: the device is decided at import, and the CPU tier's settings would be inherited
 ENVIRONMENT = {"STUDY_DEVICE": "compile", "TRITON_INTERPRET": "0", "NUMBA_ENABLE_CUDASIM": "0"}
 TIMEOUT = 600  # seconds for a cell: autotune compiles all its configurations
-SIZES = ("check_sizes", "bench_sizes")
 
 # a multiprocessor of compute capability 9.0, as cuda_occupancy.h has it
 WARP, MAX_WARPS, MAX_BLOCKS = 32, 64, 32
@@ -87,9 +85,6 @@ PRINTED = {  # column → title
     "occupancy": "occupancy",
     "total": "instructions",
 }
-
-if DEVICE == "compile":  # NVRTC runs at every launch that is recorded; once a kernel is enough
-    cuda_cpp.compile_cubin = cache(cuda_cpp.compile_cubin)
 
 
 def width(opcode: str) -> int:
@@ -244,7 +239,8 @@ def run(selection: Selection, *, data: Path) -> bool:
 
     printed = Table(Column("kernel", no_wrap=True), "backend", *PRINTED.values())
     failed = []
-    cells = [cell for sizes in SIZES for cell in selection.cells(sizes) if _file(cell).exists()]
+    cells = [*selection.cells("check"), *selection.cells("bench")]
+    cells = [cell for cell in cells if _file(cell).exists()]
     cells = [cell for cell in cells if not absent[cell.backend]]
     for found in rows(cells):
         if not found:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -54,7 +54,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Task:
-    """What one worker does: groups of one kernel and dtype to time, and then to cross-check."""
+    """What one worker does: groups of one kernel to time, and then to cross-check."""
 
     process: int
     timed: tuple[Group, ...]
@@ -62,7 +62,7 @@ class Task:
 
     def __str__(self):
         group = (self.timed or self.checked)[0]
-        return f"{group.kernel}-{group.dtype}, process {self.process}"
+        return f"{group.kernel}, process {self.process}"
 
 
 class Record:
@@ -187,7 +187,7 @@ def groups(selection: Selection) -> Iterator[Group]:
     for kernel in selection.kernels:
         spec = registry.spec(kernel)
         for dtype in map(dtype_name, spec.dtypes):
-            for size in spec.bench_sizes:
+            for size in spec.timed_sizes(getattr(torch, dtype)):
                 yield _group(kernel, dtype, size_text(size), selection.backends)
 
 
@@ -199,10 +199,10 @@ def _group(kernel: str, dtype: str, size: str, backends) -> Group:
         names += [ENTERED_TWICE + TWICE, *([ENTERED_TWICE + SLOWER] if headline else [])]
     done = work(kernel, "", dtype, size)
     limits = [ceilings.ceiling(done, dtype, sizes)]
-    if headline and done.unit == "GB/s":
-        limits += [ceilings.bandwidth(kind, done.bytes) for kind in ("read", "write")]
+    if headline and done.limit != "matmul":
+        limits += [ceilings.bandwidth(kind, done.bytes) for kind in ceilings.BANDWIDTHS]
     entries = (Cell(kernel, name, dtype, size) for name in names)
-    return Group(kernel, dtype, size, (*entries, *limits, ceilings.FLOOR))
+    return Group(kernel, dtype, size, (*entries, *dict.fromkeys(limits), ceilings.FLOOR))
 
 
 def checked(group: Group) -> Group:
@@ -250,14 +250,14 @@ def _untried(record: Record, selection: Selection, missing: dict[str, str]) -> N
 def plan(
     record: Record, selection: Selection, processes: int, rounds: int, fresh: bool
 ) -> list[Task]:
-    """What is left to do, a worker a kernel, dtype and process; processes one after another."""
-    of_worker: dict[tuple, list[Group]] = {}
+    """What is left to do, a worker a kernel and process; processes one after another."""
+    of_worker: dict[str, list[Group]] = {}
     for group in groups(selection):
         # what was timed there before is timed again: only samples of the same rounds are compared
         backends = record.backends(group) | set(selection.backends)
         names = tuple(b for b in registry.BACKENDS if b in backends and not registry.missing(b))
         whole = _group(group.kernel, group.dtype, group.size, names)
-        of_worker.setdefault((group.kernel, group.dtype), []).append(whole)
+        of_worker.setdefault(group.kernel, []).append(whole)
     tasks = [
         Task(
             process,
@@ -471,19 +471,11 @@ def compile_groups(of: tuple[Group, ...]) -> None:
 
 def time_group(group: Group, process: int, rounds: int) -> tuple[list[dict], dict[Cell, str]]:
     """Time a group in this process: its samples, and why entries have none."""
-    torch.cuda.empty_cache()  # the memory of the group before
-    sensor, inputs = environment.Sensor(), Inputs(group)
-    captured, timers, errors, rows = {}, {}, {}, []
-    with torch.cuda.stream(torch.cuda.Stream()):
-        for entry in group.entries:
-            worker.say(str(entry))
-            try:
-                call = function(entry)
-            except registry.Unavailable as reason:
-                errors[entry] = f"{UNAVAILABLE}{reason}"
-                continue
-            slower = entry.backend.endswith(SLOWER)
-            captured[entry] = timing.Captured(call, inputs.sets_of(entry), slower)
+    sensor = environment.Sensor()
+    captured, timers, rows = {}, {}, []
+    with _measured(group) as (ready, errors):
+        for entry, call, sets in ready:
+            captured[entry] = timing.Captured(call, sets, entry.backend.endswith(SLOWER))
             timers[entry] = _announced(entry, captured[entry])
         timing.warm_up(timers)
         for i, measured in enumerate(timing.interleave(timers, rounds, seed=process)):
@@ -507,6 +499,32 @@ def time_group(group: Group, process: int, rounds: int) -> tuple[list[dict], dic
     return rows, errors
 
 
+def check_group(group: Group) -> tuple[list[dict], dict[Cell, str]]:
+    """Time each entry by three instruments: rows of crosschecks.csv, and errors."""
+    with _measured(group) as (ready, errors):
+        rows = [_check(entry, timing.cross_check(call, sets)) for entry, call, sets in ready]
+    return rows, errors
+
+
+@contextmanager
+def _measured(group: Group) -> Iterator[tuple[Iterator, dict[Cell, str]]]:
+    """Yields, in a stream that can capture, the entries that can run, each with what is called and
+    its arguments as they are come to; and why the others cannot, known once all were come to."""
+    torch.cuda.empty_cache()  # the memory of the group before
+    inputs, errors = Inputs(group), {}
+
+    def ready():
+        for entry in group.entries:
+            worker.say(str(entry))
+            try:
+                yield entry, function(entry), inputs.sets_of(entry)
+            except registry.Unavailable as reason:
+                errors[entry] = f"{UNAVAILABLE}{reason}"
+
+    with torch.cuda.stream(torch.cuda.Stream()):
+        yield ready(), errors
+
+
 def _announced(entry, timer):
     """The timer, which first says what it times."""
 
@@ -515,19 +533,3 @@ def _announced(entry, timer):
         return timer()
 
     return call
-
-
-def check_group(group: Group) -> tuple[list[dict], dict[Cell, str]]:
-    """Time each entry by three instruments: rows of crosschecks.csv, and errors."""
-    torch.cuda.empty_cache()
-    inputs, rows, errors = Inputs(group), [], {}
-    with torch.cuda.stream(torch.cuda.Stream()):
-        for entry in group.entries:
-            worker.say(str(entry))
-            try:
-                call = function(entry)
-            except registry.Unavailable as reason:
-                errors[entry] = str(reason)
-                continue
-            rows.append(_check(entry, timing.cross_check(call, inputs.sets_of(entry))))
-    return rows, errors

@@ -20,8 +20,6 @@ COLUMNS = [
     *("verdict", "error", "source_hash"),
 ]
 
-CEILING = {"GB/s": "copy", "TFLOP/s": "matmul"}  # the limit of a kernel, by the unit of its speed
-
 RESAMPLES, SEED = 2000, 20240
 EQUAL = 1.05  # within this factor two speeds are called equal
 IMPOSSIBLE = 1.05  # beyond this multiple of the ceiling a speed is an error
@@ -125,8 +123,12 @@ def derive(
     for name, column in _named(intervals(ours, timed[main]), "ratio"):
         table[name] = column
 
-    table["ceiling"] = table["unit"].map(CEILING).where(~kernels.str.startswith("_"), "")
-    limit = timed[(timed["kernel"] == "_ceiling") & timed["backend"].isin(CEILING.values())]
+    limits = pd.Series([d.limit for d in done], table.index)
+    table["ceiling"] = limits.where(~kernels.str.startswith("_"), "")
+    of_cell = table[table["ceiling"] != ""].groupby("cell")["ceiling"].first()
+    limit = timed[
+        (timed["kernel"] == "_ceiling") & (timed["backend"] == timed["cell"].map(of_cell))
+    ]
     ceiling_work = limit.drop_duplicates("cell").set_index("cell")[KEY]
     ceiling_work = {cell: work(*key) for cell, *key in ceiling_work.itertuples()}
     share = [
@@ -203,21 +205,20 @@ def _named(found: pd.DataFrame, name: str):
 
 def _share(done: Work, limit: Work) -> float:
     """How much of the ceiling's work the kernel's is."""
-    return done.bytes / limit.bytes if done.unit == "GB/s" else done.flops / limit.flops
+    return done.flops / limit.flops if done.limit == "matmul" else done.bytes / limit.bytes
 
 
 def _gate(table: pd.DataFrame) -> None:
     """Mark what the machine cannot do: more than 105 % of the fastest ceiling of its kind."""
-    ours = ~table["kernel"].str.startswith("_")
-    for unit, backend in CEILING.items():
-        limits = table[(table["kernel"] == "_ceiling") & (table["backend"] == backend)]
-        peak = limits.groupby("dtype")["speed"].max().to_dict()
-        dtypes = ["uint8"] * len(table) if backend == "copy" else table["dtype"]
-        fastest = pd.Series([peak.get(dtype, np.nan) for dtype in dtypes], table.index)
-        above = ours & (table["unit"] == unit) & (table["speed"] > IMPOSSIBLE * fastest)
-        for i in table.index[above]:
+    limits = table[table["kernel"] == "_ceiling"]
+    for name, ours in table[table["ceiling"] != ""].groupby("ceiling"):
+        peak = limits[limits["backend"] == name].groupby("dtype")["speed"].max().to_dict()
+        dtypes = ours["dtype"] if name == "matmul" else ["uint8"] * len(ours)
+        fastest = pd.Series([peak.get(dtype, np.nan) for dtype in dtypes], ours.index)
+        for i in ours.index[ours["speed"] > IMPOSSIBLE * fastest]:
+            unit = ours.loc[i, "unit"]
             table.loc[i, "error"] = (
-                f"{table.loc[i, 'speed']:.4g} {unit} is above 105 % of the {backend} ceiling, "
+                f"{ours.loc[i, 'speed']:.4g} {unit} is above 105 % of the {name} ceiling, "
                 f"{fastest[i]:.4g} {unit}"
             )
 

@@ -64,17 +64,14 @@ def _wanted(
     selection: Selection, data: Path, machines: list[Path]
 ) -> Iterator[tuple[Path, list[Cell]]]:
     """The tables, and the cells that belong in each."""
-    timed, checked = [], list(selection.cells("check_sizes"))
-    for group in groups(selection):
-        spec = registry.spec(group.kernel)
-        for cell in group.entries:
-            if cell.kernel == group.kernel and cell.backend in (
-                *selection.backends,
-                *spec.baselines,
-            ):
-                timed.append(cell)
-                if cell.backend in selection.backends and cell.sizes == spec.headline:
-                    checked.append(cell)
+    checked = [*selection.cells("check"), *selection.cells("large")]
+    timed = [
+        cell
+        for group in groups(selection)
+        for cell in group.entries
+        if cell.kernel == group.kernel
+        and cell.backend in (*selection.backends, *registry.spec(group.kernel).baselines)
+    ]
     for folder in machines:
         yield folder / "agreement.csv", checked
         yield folder / "timings.csv", timed

@@ -13,12 +13,11 @@ import torch
 from rich.table import Column, Table
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from implementations import DEVICE
+from implementations import DEVICE, TORCH_DEVICE
 from implementations.common import registry
-from implementations.common.check import dtype_name
 from implementations.common.cpu.cuda_cpp import SANITIZERS
 from study import agreement, sources, store
-from study.cells import Cell, Selection, size_text
+from study.cells import Cell, Selection
 from study.progress import console, progress
 from study.ratios import KEY
 from study.worker import Worker, WorkerFailed
@@ -101,8 +100,8 @@ def check(cell: Cell) -> dict:
 
 
 def _check(cell: Cell, host) -> dict:
-    spec, device = registry.spec(cell.kernel), "cuda" if DEVICE == "cuda" else "cpu"
-    inputs = list(spec.make_inputs(cell.torch_dtype, device, seed(cell), **cell.sizes))
+    spec = registry.spec(cell.kernel)
+    inputs = list(spec.make_inputs(cell.torch_dtype, TORCH_DEVICE, seed(cell), **cell.sizes))
     placed = {}
     for i, x in enumerate(inputs):
         if isinstance(x, torch.Tensor):
@@ -134,6 +133,7 @@ def _check(cell: Cell, host) -> dict:
         if not all(map(torch.equal, first, bits)):
             errors[f"run {run + 1} differs from run 1"] = None
 
+    first = before = bits = tensors = None  # a huge size leaves no room for them beside the oracle
     deterministic = not any(error.startswith("run ") for error in errors)
     judged = agreement.judge(spec, cell.sizes, tuple(inputs), outputs)
     text = "; ".join([*errors, judged.error] if judged.error else errors)
@@ -171,8 +171,8 @@ def _row(cell: Cell, status: str, error="", judged=NOT_JUDGED, deterministic=Fal
 def run(selection: Selection, large: bool, data: Path) -> bool:
     """Verify a selection, each cell in a worker; print a summary. On a GPU, save agreement.csv.
 
-    large: on a GPU, also check the headline sizes. Returns whether all agree; a backend that cannot
-    run here counts against it only where it was selected by name.
+    large: on a GPU, also check the headline and the huge sizes. Returns whether all agree; a
+    backend that cannot run here counts against it only where it was selected by name.
     """
     if DEVICE == "compile":
         raise RuntimeError("verify must run the kernels, got STUDY_DEVICE=compile")
@@ -219,7 +219,7 @@ def sanitize(selection: Selection) -> bool:
         raise RuntimeError(f"--sanitize must run on the CPU (STUDY_DEVICE=cpu), got {DEVICE}")
     if reason := registry.missing("cupy"):
         raise RuntimeError(f"cupy cannot run here: {reason}")
-    cells = list(replace(selection, backends=("cupy",)).cells("check_sizes"))
+    cells = list(replace(selection, backends=("cupy",)).cells("check"))
     rows = []
     with progress("sanitize", len(SANITIZERS) * len(cells)) as step:
         for sanitizer in SANITIZERS:
@@ -232,12 +232,10 @@ def sanitize(selection: Selection) -> bool:
 
 
 def _cells(selection: Selection, kernel: str, large: bool) -> Iterator[Cell]:
-    yield from replace(selection, kernels=(kernel,)).cells("check_sizes")
+    of_kernel = replace(selection, kernels=(kernel,))
+    yield from of_kernel.cells("check")
     if large and DEVICE == "cuda":
-        spec = registry.spec(kernel)
-        for dtype in spec.dtypes:
-            for backend in selection.backends:
-                yield Cell(kernel, backend, dtype_name(dtype), size_text(spec.headline))
+        yield from of_kernel.cells("large")
 
 
 def _call(worker: Worker, cell: Cell) -> dict:

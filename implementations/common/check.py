@@ -2,7 +2,7 @@
 
 import torch
 
-from implementations import DEVICE
+from implementations import TORCH_DEVICE
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -21,9 +21,8 @@ def check_tensor(name: str, x, ndim: int | None, dtypes: tuple[torch.dtype, ...]
     if x.dtype not in dtypes:
         wanted = " or ".join(dtype_name(d) for d in dtypes)
         raise TypeError(f"{name} must have dtype {wanted}, got {dtype_name(x.dtype)}")
-    device = "cuda" if DEVICE == "cuda" else "cpu"
-    if x.device.type != device:
-        raise ValueError(f"{name} must be on device {device}, got {x.device}")
+    if x.device.type != TORCH_DEVICE:
+        raise ValueError(f"{name} must be on device {TORCH_DEVICE}, got {x.device}")
     if ndim is not None and x.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimension(s), got shape {tuple(x.shape)}")
     if x.data_ptr() % 16:

@@ -20,6 +20,7 @@ C_TYPE = {torch.float32: "float", torch.float16: "__half", torch.bfloat16: "__nv
 STATIC_SHARED_BYTES = 48 * 1024  # beyond this a kernel must opt in
 
 
+@cache
 def compile_cubin(path: Path, name: str, arch: str) -> tuple[bytes, str]:
     """The cubin of one instantiation, e.g. "vector_add_kernel<float>", and its mangled name.
 

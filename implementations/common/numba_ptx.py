@@ -1,4 +1,4 @@
-"""PTX instructions and 16-byte accesses as Numba device functions: the twin of ptx.cuh.
+"""Wide accesses, and PTX instructions as Numba device functions: the twin of ptx.cuh.
 
 Each wrapper is written once: the decorator holds the PTX that runs on a GPU, the function below it
 is its meaning on the CPU tier. A fragment is the tuple of one thread's registers. Layouts of the
@@ -15,10 +15,13 @@ from implementations import DEVICE
 from implementations.common import numba_cuda  # noqa: F401  (configures Numba first)
 
 if DEVICE == "cpu":
+    from implementations.common.cpu import bfloat16
     from implementations.common.cpu.numba_fibers import exchange, lane, thread_state
 else:
     from llvmlite import ir
     from numba.cuda.extending import intrinsic
+
+PACK = "cvt.rn.{}x2.f32 $0, $2, $1;"  # the first float goes into the lower half
 
 i32, i64, f32 = types.int32, types.int64, types.float32
 i2, i4, f4 = types.UniTuple(i32, 2), types.UniTuple(i32, 4), types.UniTuple(f32, 4)
@@ -124,7 +127,96 @@ def shared_address(array, index):
     return array[index:]
 
 
-# Accesses of 16 bytes: Numba never joins scalar ones
+# Elements of float32, float16 or bfloat16 (which arrives as int16 words), calculated with in fp32;
+# and accesses of 16 bytes, since Numba never joins scalar ones
+
+
+def _word(array):
+    """The LLVM type of an array's elements as they lie in memory."""
+    kinds = {types.float32: ir.FloatType(), types.float16: ir.HalfType()}
+    return kinds.get(array.dtype, ir.IntType(16))
+
+
+def _pack(array):
+    """The LLVM type of 16 bytes of an array. Eight int16 would move one by one: four int32."""
+    kind = ir.IntType(32) if array.dtype == types.int16 else _word(array)
+    return ir.VectorType(kind, 8 if array.dtype == types.float16 else 4)
+
+
+def _constant(number):
+    return ir.Constant(ir.IntType(32), number)
+
+
+def _asm(builder, text, result, *floats):
+    """One PTX instruction that makes an integer of floats."""
+    letter = {16: "h", 32: "r"}[result.width]
+    function = ir.FunctionType(result, [ir.FloatType()] * len(floats))
+    constraints = f"={letter}{',f' * len(floats)}"
+    return builder.call(ir.InlineAsm(function, text, constraints), floats)
+
+
+def _widened(builder, array, word):
+    """An element, as it lies in memory, as float."""
+    if array.dtype == types.int16:
+        bits = builder.shl(builder.zext(word, ir.IntType(32)), _constant(16))
+        return builder.bitcast(bits, ir.FloatType())
+    return word if array.dtype == types.float32 else builder.fpext(word, ir.FloatType())
+
+
+def _rounded(builder, array, value):
+    """A float, rounded to an element as it lies in memory."""
+    if array.dtype == types.int16:
+        return _asm(builder, "cvt.rn.bf16.f32 $0, $1;", ir.IntType(16), value)
+    return value if array.dtype == types.float32 else builder.fptrunc(value, ir.HalfType())
+
+
+def _place(context, builder, array, value, index, kind):
+    """&array[index] as a pointer to the LLVM type `kind`."""
+    data = context.make_array(array)(context, builder, value=value).data
+    return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
+
+
+def _floats(array):
+    """The elements of an array, on the CPU, as float32."""
+    return bfloat16.decode(array) if array.dtype == np.int16 else np.float32(array)
+
+
+def _elements(array, values):
+    """Floats, on the CPU, as elements of an array."""
+    if array.dtype == np.int16:
+        return bfloat16.encode(values).view(np.int16)
+    return np.asarray(values, array.dtype)
+
+
+def _load(array, index):
+    def code(context, builder, signature, args):
+        kind = signature.args[0]
+        place = _place(context, builder, kind, *args, _word(kind))
+        return _widened(builder, kind, builder.load(place))
+
+    return f32(array, i64), code
+
+
+@on_gpu(_load)
+def load(array, index):
+    """array[index] as fp32."""
+    return _floats(array[index : index + 1])[0]
+
+
+def _store(array, index, value):
+    def code(context, builder, signature, args):
+        kind = signature.args[0]
+        place = _place(context, builder, kind, args[0], args[1], _word(kind))
+        builder.store(_rounded(builder, kind, args[2]), place)
+        return context.get_dummy_value()
+
+    return types.void(array, i64, f32), code
+
+
+@on_gpu(_store)
+def store(array, index, value):
+    """array[index] = value, rounded from fp32."""
+    array[index : index + 1] = _elements(array, [value])
 
 
 def _aligned(view):
@@ -136,25 +228,21 @@ def _aligned(view):
     return view
 
 
-def _words(context, builder, array, data, index):
-    """&data[index] as a pointer to 16 bytes, and the LLVM type of the elements held there."""
-    size = 16 // (array.dtype.bitwidth // 8)
-    element = {16: ir.HalfType(), 32: ir.FloatType()}[array.dtype.bitwidth]
-    vector = ir.VectorType(element, size)
-    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer()), vector
-
-
 def _load_pack(array, index, values, first):
     def code(context, builder, signature, args):
         kind = signature.args[0]
-        data = context.make_array(kind)(context, builder, value=args[0]).data
+        place = _place(context, builder, kind, args[0], args[1], _pack(kind))
         local = context.make_array(signature.args[2])(context, builder, value=args[2]).data
-        pointer, vector = _words(context, builder, kind, data, args[1])
-        pack = builder.load(pointer, align=16)
-        for j in range(vector.count):
-            value = builder.extract_element(pack, ir.Constant(ir.IntType(32), j))
-            if kind.dtype.bitwidth == 16:
-                value = builder.fpext(value, ir.FloatType())
+        pack = builder.load(place, align=16)
+        words = [builder.extract_element(pack, _constant(j)) for j in range(pack.type.count)]
+        if kind.dtype == types.int16:  # a register holds two
+            halves = (
+                (builder.shl(w, _constant(16)), builder.and_(w, _constant(-65536))) for w in words
+            )
+            floats = [builder.bitcast(half, ir.FloatType()) for pair in halves for half in pair]
+        else:
+            floats = [_widened(builder, kind, w) for w in words]
+        for j, value in enumerate(floats):
             at = builder.add(args[3], ir.Constant(ir.IntType(64), j))
             builder.store(value, builder.gep(local, [at]))
         return context.get_dummy_value()
@@ -164,25 +252,31 @@ def _load_pack(array, index, values, first):
 
 @on_gpu(_load_pack)
 def load_pack(array, index, values, first):
-    """The 16 bytes from array[index], float32 or float16, as fp32 into values[first:]: LDG.128."""
+    """The 16 bytes from array[index] as fp32 into values[first:]: LDG.128."""
     size = 16 // array.itemsize
-    values[first : first + size] = _aligned(array[index : index + size])
+    values[first : first + size] = _floats(_aligned(array[index : index + size]))
 
 
 def _store_pack(array, index, values, first):
     def code(context, builder, signature, args):
         kind = signature.args[0]
-        data = context.make_array(kind)(context, builder, value=args[0]).data
+        place = _place(context, builder, kind, args[0], args[1], _pack(kind))
         local = context.make_array(signature.args[2])(context, builder, value=args[2]).data
-        pointer, vector = _words(context, builder, kind, data, args[1])
-        pack = ir.Constant(vector, ir.Undefined)
-        for j in range(vector.count):
+
+        def value(j):
             at = builder.add(args[3], ir.Constant(ir.IntType(64), j))
-            value = builder.load(builder.gep(local, [at]))
-            if kind.dtype.bitwidth == 16:
-                value = builder.fptrunc(value, ir.HalfType())
-            pack = builder.insert_element(pack, value, ir.Constant(ir.IntType(32), j))
-        builder.store(pack, pointer, align=16)
+            return builder.load(builder.gep(local, [at]))
+
+        pack = ir.Constant(_pack(kind), ir.Undefined)
+        for j in range(pack.type.count):
+            if kind.dtype == types.int16:  # a register holds two
+                word = _asm(
+                    builder, PACK.format("bf16"), ir.IntType(32), value(2 * j), value(2 * j + 1)
+                )
+            else:
+                word = _rounded(builder, kind, value(j))
+            pack = builder.insert_element(pack, word, _constant(j))
+        builder.store(pack, place, align=16)
         return context.get_dummy_value()
 
     return types.void(array, i64, values, i64), code
@@ -190,9 +284,21 @@ def _store_pack(array, index, values, first):
 
 @on_gpu(_store_pack)
 def store_pack(array, index, values, first):
-    """values[first:] rounded to the array's dtype into the 16 bytes from array[index]: STG.128."""
+    """values[first:], rounded from fp32, into the 16 bytes from array[index]: STG.128."""
     size = 16 // array.itemsize
-    _aligned(array[index : index + size])[:] = values[first : first + size]
+    _aligned(array[index : index + size])[:] = _elements(array, values[first : first + size])
+
+
+@ptx("ld.global.v4.b32 {$0,$1,$2,$3}, [$4];", i4(i64), memory=True)
+def load_global_16(src):
+    """16 bytes of global memory as four registers, whatever they hold."""
+    return tuple(_aligned(src)[: 16 // src.itemsize].view(np.int32))
+
+
+@ptx("st.global.v4.b32 [$0], {$1,$2,$3,$4};", types.void(i64, i4), memory=True)
+def store_global_16(dst, words):
+    """Four registers as 16 bytes of global memory."""
+    _aligned(dst)[: 16 // dst.itemsize] = np.array(words, np.int32).view(dst.dtype)
 
 
 # Tensor cores: D = A·B + C for 16x16 A (row-major), 16x8 B (column-major), 16x8 fp32 C and D
@@ -232,23 +338,19 @@ def mma_f16(a, b, c):
 @ptx(MMA.format("bf16"), f4(i4, i2, f4))
 def mma_bf16(a, b, c):
     """mma.m16n8k16 of bfloat16 operands, two to a register."""
-    return _mma(
-        a, b, c, lambda words: (words.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    )
+    return _mma(a, b, c, lambda words: bfloat16.decode(words.view(np.uint16)))
 
 
-@ptx("cvt.rn.f16x2.f32 $0, $2, $1;", i32(f32, f32))
+@ptx(PACK.format("f16"), i32(f32, f32))
 def pack_f16(low, high):
     """Two floats rounded to float16, in one register."""
     return np.array([low, high], np.float16).view(np.int32)[0]
 
 
-@ptx("cvt.rn.bf16x2.f32 $0, $2, $1;", i32(f32, f32))
+@ptx(PACK.format("bf16"), i32(f32, f32))
 def pack_bf16(low, high):
     """Two floats rounded to bfloat16, in one register."""
-    bits = np.array([low, high], np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-    return np.where(np.isnan([low, high]), 0x7FFF, rounded).astype(np.uint16).view(np.int32)[0]
+    return bfloat16.encode([low, high]).view(np.int32)[0]
 
 
 # Shared memory
@@ -285,12 +387,6 @@ def ldmatrix_x4_trans(row):
 def load_shared_16(src):
     """16 bytes of shared memory as four registers."""
     return tuple(_aligned(src)[: 16 // src.itemsize].view(np.int32))
-
-
-@ptx("st.global.v4.b32 [$0], {$1,$2,$3,$4};", types.void(i64, i4), memory=True)
-def store_global_16(dst, words):
-    """Four registers as 16 bytes of global memory."""
-    _aligned(dst)[: 16 // dst.itemsize] = np.array(words, np.int32).view(dst.dtype)
 
 
 @ptx("cp.async.cg.shared.global [$0], [$1], 16, $2;", types.void(i32, i64, i32), memory=True)

@@ -1,10 +1,26 @@
-// PTX instructions as device functions, one each: the twin of numba_ptx.py. Under STUDY_CPU, which
-// the CPU tier defines, each has its meaning in C++ beside it. A fragment is one thread's
-// registers; layouts over a warp's lanes: PTX ISA, "Matrix fragments for mma.m16n8k16" and
-// "ldmatrix".
+// Wide accesses, and PTX instructions as device functions, one each: the twin of numba_ptx.py.
+// Under STUDY_CPU, which the CPU tier defines, each instruction has its meaning in C++ beside it. A
+// fragment is one thread's registers; layouts over a warp's lanes: PTX ISA, "Matrix fragments for
+// mma.m16n8k16" and "ldmatrix".
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+
+// COUNT neighbours that move in one access, of 16 bytes where they fill as many.
+template <typename T, int COUNT = 16 / sizeof(T)>
+struct alignas(COUNT * sizeof(T)) Pack {
+    T v[COUNT];
+};
+
+template <int COUNT, typename T>
+__device__ __forceinline__ Pack<T, COUNT> load_pack(const T* src) {
+    return *reinterpret_cast<const Pack<T, COUNT>*>(src);
+}
+
+template <typename T, int COUNT>
+__device__ __forceinline__ void store_pack(T* dst, const Pack<T, COUNT>& pack) {
+    *reinterpret_cast<Pack<T, COUNT>*>(dst) = pack;
+}
 
 #ifdef STUDY_CPU
 // mma_m16n8k16, by the last lane to come, from the registers of all: products are exact in fp32,

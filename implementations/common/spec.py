@@ -15,12 +15,18 @@ class Work:
 
     bytes: each input read once and each output written once.
     flops: the operations of the mathematics, not of an implementation.
-    unit: "GB/s" where bytes bound the kernel, "TFLOP/s" where flops do; speed is stated in it.
+    limit: the measured ceiling that bounds the kernel: "copy", "read" or "write" of as many bytes,
+        or "matmul", cuBLAS at as many flops.
     """
 
     bytes: int
     flops: int
-    unit: str = "GB/s"
+    limit: str = "copy"
+
+    @property
+    def unit(self) -> str:
+        """What speed is stated in: "GB/s", or "TFLOP/s" where flops bound the kernel."""
+        return "TFLOP/s" if self.limit == "matmul" else "GB/s"
 
     def speed(self, microseconds: float) -> float:
         """This work done in `microseconds`, in `unit`."""
@@ -69,9 +75,16 @@ class KernelSpec:
     make_inputs: `(dtype, device, seed, **size)` → the reference's arguments, able to expose a bug.
     work: `(dtype, **size)` → Work.
     check_sizes: small and ragged, together reaching every branch of all backends.
-    bench_sizes: what is timed. headline: the one the report's first table shows.
+    bench_sizes: what is timed in the first dtype. headline: the one the report's first table shows.
     dtypes: input dtypes. agreement: the rule and its parameters.
     baselines: what a user would call instead, by name, the main one first.
+    other_sizes: what is timed in the other dtypes; the headline only, unless stated.
+    huge_sizes: of more than 2³¹ elements, checked on a GPU in the last dtype.
+    warm: whether it is also timed on data that the call before left in the L2.
+    refused: by what is wrong, a function from right arguments to such as every backend refuses, of
+        those that are no tensors (for tensors the tests know themselves what to try).
+    machine_code: what it must hold in every backend at the headline size, of "wide loads" and "wide
+        stores" (128 bits a thread) and "tensor cores".
     sources: papers and pages the kernel follows.
     """
 
@@ -87,11 +100,20 @@ class KernelSpec:
     dtypes: tuple[torch.dtype, ...]
     agreement: Agreement
     baselines: Mapping[str, Callable]
-    sources: tuple[str, ...] = field(default=())
+    other_sizes: tuple[Size, ...] = ()
+    huge_sizes: tuple[Size, ...] = ()
+    warm: bool = False
+    refused: Mapping[str, Callable[..., tuple]] = field(default_factory=dict)
+    machine_code: tuple[str, ...] = ("wide loads", "wide stores")
+    sources: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.headline not in self.bench_sizes:
             raise ValueError(f"{self.name}: headline {self.headline} is not among its bench_sizes")
+
+    def timed_sizes(self, dtype: torch.dtype) -> tuple[Size, ...]:
+        """The sizes that are timed in one of `dtypes`."""
+        return self.bench_sizes if dtype == self.dtypes[0] else self.other_sizes or (self.headline,)
 
 
 def compiled(function: Callable) -> Callable:

@@ -46,7 +46,7 @@ def samples(failed: Mapping[tuple[str, str], str]) -> pd.DataFrame:
     for kernel in registry.kernels():
         spec = registry.spec(kernel)
         for dtype in spec.dtypes:
-            for size in spec.bench_sizes:
+            for size in spec.timed_sizes(dtype):
                 work, name = spec.work(dtype, **size), dtype_name(dtype)
                 memory = work.unit == "GB/s"
                 best = work.bytes / 3e6 if memory else work.flops / 690e6  # µs at the limit
@@ -59,9 +59,9 @@ def samples(failed: Mapping[tuple[str, str], str]) -> pd.DataFrame:
                         for end, factor in ((TWICE, 1), (SLOWER, 1.05)):
                             planted = (kernel, backend + end, name, size_text(size))
                             entry(cell, planted, factor * us, source)
-                ceiling = ("copy", "uint8", f"bytes={work.bytes}")
+                ceiling = (work.limit, "uint8", f"bytes={work.bytes}")
                 if not memory:
-                    ceiling = ("matmul", name, size_text(size))
+                    ceiling = (work.limit, name, size_text(size))
                 entry(cell, ("_ceiling", *ceiling), best)
                 entry(cell, ("_floor", "empty", "uint8", "blocks=1"), FLOOR_US)
     table = pd.concat(tables, ignore_index=True)

@@ -4,11 +4,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from implementations import DEVICE
+from implementations import TORCH_DEVICE
 from implementations.common import registry
 from study import agreement
-
-device = "cuda" if DEVICE == "cuda" else "cpu"
 
 
 def offset_by_one(x):
@@ -55,7 +53,7 @@ def problem(kernel):
     """(spec, size, inputs) at the first check size with at least 2 in every dimension."""
     spec = registry.spec(kernel)
     size = next(s for s in spec.check_sizes if min(s.values()) > 1)
-    return spec, size, spec.make_inputs(spec.dtypes[0], device, 0, **size)
+    return spec, size, spec.make_inputs(spec.dtypes[0], TORCH_DEVICE, 0, **size)
 
 
 def hosts(kernel):
@@ -87,6 +85,22 @@ def test_refused_with_one_sentence(kernel, i, bad):
     (told,) = set(refusals.values())
     assert told is not None
     assert told[0] is kind
+    assert " must " in told[1] and ", got " in told[1]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "wrong"),
+    [
+        pytest.param(kernel, wrong, id=f"{kernel}-{wrong}")
+        for kernel in registry.kernels()
+        for wrong in registry.spec(kernel).refused
+    ],
+)
+def test_other_arguments_are_refused_with_one_sentence(kernel, wrong):
+    spec, _, inputs = problem(kernel)
+    inputs = spec.refused[wrong](*inputs)
+    (told,) = {refusal(host, inputs) for host in hosts(kernel).values()}
+    assert told is not None
     assert " must " in told[1] and ", got " in told[1]
 
 

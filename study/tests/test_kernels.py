@@ -6,7 +6,7 @@ from implementations.common import registry
 from study import verify
 from study.cells import select
 
-CELLS = list(select().cells("check_sizes"))
+CELLS = list(select().cells("check"))
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)

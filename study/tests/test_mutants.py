@@ -369,7 +369,7 @@ def test_small_cells_first_and_what_killed_it_before_them():
     found = mutants.attempts(mutant, {})
     assert [cell.size for cell, _ in found[:3]] == ["N=1", "N=7", "N=255"]
     plain = [cell for cell, conditions in found if not conditions]
-    assert set(plain) == set(select("vector_add", "cupy").cells("check_sizes"))
+    assert set(plain) == set(select("vector_add", "cupy").cells("check"))
     assert [cell.dtype for cell in plain] == ["float32"] * 8 + ["float16"] * 8
     stricter = {tuple(conditions.items()) for _, conditions in found[len(plain) :]}
     assert stricter == {(("STUDY_SANITIZE", "address"),)}

@@ -28,7 +28,7 @@ def test_new_kernel_and_backend_are_found_loaded_and_verified(new_kernel):
     assert registry.load("double_it", "eager").__module__.endswith("double_it_eager")
     assert registry.sources("double_it", "eager") == (new_kernel / "double_it_eager.py",)
 
-    (cell,) = cells.select("double_it", "eager").cells("check_sizes")
+    (cell,) = cells.select("double_it", "eager").cells("check")
     assert str(cell) == "double_it-eager-float32-N=5"
     row = verify.check(cell)
     assert (row["status"], row["error"], row["deterministic"]) == ("agrees", "", True)
@@ -53,7 +53,7 @@ def test_missing_package_is_named(new_kernel, monkeypatch):
     monkeypatch.setitem(registry.BACKENDS, "absent", absent)
     with pytest.raises(Unavailable, match="absent: package no_such_package is not installed"):
         registry.load("double_it", "absent")
-    (cell,) = cells.select("double_it", "absent").cells("check_sizes")
+    (cell,) = cells.select("double_it", "absent").cells("check")
     assert verify.check(cell)["status"] == "unavailable"
 
 

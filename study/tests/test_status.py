@@ -32,7 +32,7 @@ def complete(tmp_path):
     """A data folder that lacks nothing of SELECTION."""
     timed = [cell for group in groups(SELECTION) for cell in group.entries]
     headline = [c for c in timed if c.sizes == registry.spec("vector_add").headline]
-    checked = [*SELECTION.cells("check_sizes"), *headline]
+    checked = [*SELECTION.cells("check"), *headline]
     store.write(tmp_path / "some-gpu" / "timings.csv", pd.DataFrame(rows(timed)))
     store.write(tmp_path / "some-gpu" / "agreement.csv", pd.DataFrame(rows(checked)))
     counted = pd.DataFrame(rows(checked)).drop_duplicates("backend").drop(columns=["dtype", "size"])

@@ -96,7 +96,7 @@ def test_bandwidth_ceilings_move_as_many_bytes(count):
 
 def test_matmul_ceiling():
     size = {"M": 64, "N": 32, "K": 16}
-    done = ceilings.Work(0, flops=2 * 64 * 32 * 16, unit="TFLOP/s")
+    done = ceilings.Work(0, flops=2 * 64 * 32 * 16, limit="matmul")
     cell = ceilings.ceiling(done, "float16", size | {"split": 4})
     assert cell == Cell("_ceiling", "matmul", "float16", "M=64,N=32,K=16")
     assert ceilings.work(cell).flops == done.flops

@@ -42,7 +42,7 @@ def test_what_a_kernel_must_not_do(new_kernel, host, error):
     body = "".join(f"    {line}\n" for line in host.splitlines())
     text = "import torch\n\n\ndef double_it(x):\n" + body
     (new_kernel / "double_it_eager.py").write_text(text)
-    (cell,) = select("double_it", "eager").cells("check_sizes")
+    (cell,) = select("double_it", "eager").cells("check")
     row = verify.check(cell)
     assert row["status"] == "disagrees"
     assert error in row["error"]

@@ -2,9 +2,11 @@
 
 It holds bfloat16 as integers, and then calculates with these and truncates where a GPU rounds; a
 TF32 `tl.dot` keeps all bits of float32; functions of libdevice give None; autotune asks for a
-driver.
+driver. It also takes any address, and gives zeros where a mask leaves open what is loaded: here an
+address must lie in a tensor of the launch, and what is left open is NaN.
 """
 
+from collections.abc import Iterator
 from functools import partial, wraps
 
 import numpy as np
@@ -12,11 +14,18 @@ import triton.language as tl
 from triton.language.extra import libdevice as stubs
 from triton.language.extra.cuda import libdevice as symbols
 from triton.runtime.autotuner import Autotuner
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, interpreter_semantic
+from triton.runtime.interpreter import (
+    GridExecutor,
+    InterpreterBuilder,
+    TensorHandle,
+    interpreter_semantic,
+)
 
-from implementations.common.cpu import libdevice
+from implementations.common.cpu import bfloat16, libdevice
 
 TF32_BITS = np.uint32(0xFFFFE000)  # tensor cores ignore the last 13 bits of a float32
+tensors: list[tuple[int, int]] = []  # of the launch under way: first address, first beyond
+
 IN_FLOAT32 = ("binary_op", "unary_op", "create_fma")  # on bfloat16, and then rounded
 
 
@@ -28,15 +37,12 @@ def _from_bfloat16(x):
     """A handle of bfloat16 as one of float32; anything else as it is."""
     if not _is_bfloat16(x):
         return x
-    return TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+    return TensorHandle(bfloat16.decode(x.data), tl.float32)
 
 
 def _to_bfloat16(x: TensorHandle) -> TensorHandle:
     """A handle of float32 rounded to bfloat16, to nearest, ties to even."""
-    bits = np.ascontiguousarray(x.data, np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-    rounded = np.where(np.isnan(x.data), 0x7FFF, rounded).astype(np.uint16)
-    return TensorHandle(rounded.reshape(np.shape(x.data)), tl.bfloat16)
+    return TensorHandle(bfloat16.encode(x.data).reshape(np.shape(x.data)), tl.bfloat16)
 
 
 def _in_float32(method):
@@ -88,6 +94,65 @@ def _extern_elementwise(self, lib_name, lib_path, symbol, args, ret_type, is_pur
     return TensorHandle(values, ret_type.scalar)
 
 
+def _extents(args) -> Iterator[tuple[int, int]]:
+    """The first address of each tensor among a launch's arguments, and the first beyond it."""
+    for arg in args:
+        if isinstance(arg, tuple):
+            yield from _extents(arg)
+        elif hasattr(arg, "base"):  # a tensor descriptor
+            yield from _extents((arg.base,))
+        elif hasattr(arg, "data_ptr"):
+            sides = zip(arg.shape, arg.stride(), strict=True)
+            last = sum((n - 1) * stride for n, stride in sides)
+            size = (last + 1) * arg.element_size() if arg.numel() else 0
+            yield arg.data_ptr(), arg.data_ptr() + size
+
+
+def _remembered(init_args):
+    """`GridExecutor._init_args_hst`, which also notes where the tensors of this launch lie."""
+
+    @wraps(init_args)
+    def init(self, args, kwargs):
+        args, kwargs = init_args(self, args, kwargs)
+        tensors[:] = _extents((*args, *kwargs.values()))
+        return args, kwargs
+
+    return init
+
+
+def _checked(access, mask: int):
+    """A masked load or store of the builder, its mask the argument of that number."""
+
+    @wraps(access)
+    def call(self, ptrs, *rest):
+        taken = rest[mask].data.astype(bool)
+        outside = taken.copy()
+        for first, beyond in tensors:
+            outside &= (ptrs.data < first) | (ptrs.data >= beyond)
+        if outside.any():
+            raise RuntimeError(
+                f"{int(outside.sum())} address(es) of {access.__name__} lie in no tensor"
+            )
+        return access(self, ptrs, *rest)
+
+    return call
+
+
+def _poisoned(load):
+    """A masked load of the builder; what it leaves open is NaN, -1 in integers."""
+
+    @wraps(load)
+    def call(self, ptrs, mask, other, *rest):
+        loaded = load(self, ptrs, mask, other, *rest)
+        if other is None:
+            data = np.array(loaded.data)
+            open_ = np.frombuffer(b"\xff" * data.itemsize, data.dtype)[0]
+            loaded = TensorHandle(np.where(mask.data, data, open_), loaded.dtype.scalar)
+        return loaded
+
+    return call
+
+
 def _run_once(call, quantiles=(0.5,)):
     """Instead of a benchmark: every configuration runs once, and the first is kept."""
     call()
@@ -100,6 +165,11 @@ def install() -> None:
         setattr(InterpreterBuilder, name, _in_float32(getattr(InterpreterBuilder, name)))
     for name in ("cast_impl", "create_fp_to_fp"):
         setattr(InterpreterBuilder, name, _cast(getattr(InterpreterBuilder, name)))
+    for name, mask in (("create_masked_load", 0), ("create_masked_store", 1)):
+        setattr(InterpreterBuilder, name, _checked(getattr(InterpreterBuilder, name), mask))
+    InterpreterBuilder.create_masked_load = _poisoned(InterpreterBuilder.create_masked_load)
+    GridExecutor.__call__ = np.errstate(all="ignore")(GridExecutor.__call__)  # as on a GPU
+    GridExecutor._init_args_hst = _remembered(GridExecutor._init_args_hst)
     InterpreterBuilder.create_dot = _dot
     InterpreterBuilder.create_extern_elementwise = _extern_elementwise
     Autotuner.do_bench = staticmethod(_run_once)

@@ -1,10 +1,5 @@
 // A thread owns one pack of 16 bytes: every access is 128 bits wide and coalesced.
-#include <cuda_fp16.h>
-
-template <typename T>
-struct alignas(16) Pack {
-    T v[16 / sizeof(T)];
-};
+#include "ptx.cuh"
 
 template <typename T>
 __global__ void vector_add_kernel(const T* __restrict__ x, const T* __restrict__ y,
@@ -14,12 +9,11 @@ __global__ void vector_add_kernel(const T* __restrict__ x, const T* __restrict__
     const long long i = tid * VEC;  // 64-bit: N may exceed 2^31
 
     if (i + VEC <= N) {
-        const Pack<T> a = *reinterpret_cast<const Pack<T>*>(x + i);
-        const Pack<T> b = *reinterpret_cast<const Pack<T>*>(y + i);
+        const auto a = load_pack<VEC>(x + i), b = load_pack<VEC>(y + i);
         Pack<T> c;
 #pragma unroll
         for (int k = 0; k < VEC; ++k) c.v[k] = a.v[k] + b.v[k];
-        *reinterpret_cast<Pack<T>*>(out + i) = c;
+        store_pack(out + i, c);
     } else {  // the last, partial pack
         for (long long k = i; k < N; ++k) out[k] = x[k] + y[k];
     }

@@ -5,13 +5,13 @@ import torch
 from implementations.common.check import check_same, check_tensor
 from implementations.common.spec import EXACT, KernelSpec, Work, generator
 
-DTYPES = (torch.float32, torch.float16)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def vector_add(x, y):
     """The sum x + y, element by element, each rounded once.
 
-    x, y: (N,), float32 or float16, contiguous. Returns (N,) of the same dtype.
+    x, y: (N,), float32, float16 or bfloat16, contiguous. Returns (N,) of the same dtype.
     Raises TypeError for another dtype, ValueError for another shape, stride or device.
     """
     return x + y

@@ -6,7 +6,7 @@ import torch
 from numba import cuda, float32
 
 from implementations.common.numba_cuda import launch
-from implementations.common.numba_ptx import load_pack, store_pack
+from implementations.common.numba_ptx import load, load_pack, store, store_pack
 from implementations.phase2_basic_operations.day08_vector_addition.vector_add import check
 
 BLOCK = 256
@@ -29,7 +29,7 @@ def vector_add_kernel(VEC):
             store_pack(out, i, a, 0)
         else:  # the last, partial pack
             for k in range(i, N):
-                out[k] = float32(x[k]) + float32(y[k])
+                store(out, k, load(x, k) + load(y, k))
 
     return kernel
 

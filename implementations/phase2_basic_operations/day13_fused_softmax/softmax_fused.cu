@@ -1,12 +1,8 @@
 // A row belongs to THREADS threads, which hold it in registers: each PACKS packs of VEC elements.
 // Up to 32 threads a row, a block holds ROWS rows and shuffles reduce; beyond, a block holds one.
-#include <cuda_fp16.h>
 #include <math_constants.h>
 
-template <typename T, int VEC>
-struct alignas(VEC * sizeof(T)) Pack {
-    T v[VEC];
-};
+#include "ptx.cuh"
 
 struct Max {
     __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
@@ -48,7 +44,7 @@ __global__ void __launch_bounds__(THREADS* ROWS)
     for (int p = 0; p < PACKS; ++p) {  // all loads are under way before the first is used
         const int n = (p * THREADS + threadIdx.x) * VEC;  // neighbours read neighbouring packs
         if (in_rows && n < N) {
-            pack[p] = *reinterpret_cast<const Pack<T, VEC>*>(x + n);
+            pack[p] = load_pack<VEC>(x + n);
         } else {
 #pragma unroll
             for (int k = 0; k < VEC; ++k) pack[p].v[k] = T(-CUDART_INF_F);
@@ -82,6 +78,6 @@ __global__ void __launch_bounds__(THREADS* ROWS)
         const int n = (p * THREADS + threadIdx.x) * VEC;
 #pragma unroll
         for (int k = 0; k < VEC; ++k) pack[p].v[k] = T(v[p][k] * scale);
-        if (in_rows && n < N) *reinterpret_cast<Pack<T, VEC>*>(out + n) = pack[p];
+        if (in_rows && n < N) store_pack(out + n, pack[p]);
     }
 }

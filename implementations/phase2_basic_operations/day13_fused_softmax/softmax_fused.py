@@ -5,15 +5,16 @@ import torch
 from implementations.common.check import check_tensor
 from implementations.common.spec import COMPOSITE, KernelSpec, Work, compiled, generator
 
-DTYPES = (torch.float32, torch.float16)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_N = 32768  # elements of a row that one block holds in its registers
 
 
 def softmax_fused(x):
     """exp(x - max) / sum(exp(x - max)) over each row.
 
-    x: (M, N), N ≤ 32768, float32 or float16, contiguous. Returns (M, N) of the same dtype; the
-    exponentials and their sum are float32. A row with NaN or +inf, or all -inf, gives NaN.
+    x: (M, N), N ≤ 32768, float32, float16 or bfloat16, contiguous. Returns (M, N) of the same
+    dtype; the exponentials and their sum are float32. A row with NaN or +inf, or all -inf, gives
+    NaN.
     Raises TypeError for another dtype, ValueError for another shape, stride or device.
     """
     return torch.softmax(x, dim=-1)
@@ -32,7 +33,7 @@ def make_inputs(dtype, device, seed, M, N):
     g = generator(device, seed)
     x = 2 * torch.randn(M, N, device=device, generator=g)
     # two rows of three so far from zero that exp under- or overflows: no max, no result
-    far = 120 if dtype == torch.float16 else 100_000  # beyond float16: a max held in it shows
+    far = 100_000 if dtype == torch.float32 else 120  # beyond float16: a max held in it shows
     x += far * (torch.arange(M, device=device)[:, None] % 3 - 1)
     if N > 0:
         x[::3, -1] += 8  # an outlier, where a dropped tail shows most
@@ -57,6 +58,7 @@ SPEC = KernelSpec(
     work=work,
     check_sizes=tuple({"M": M, "N": N} for M, N in CHECK),
     bench_sizes=tuple({"M": 2**27 // N, "N": N} for N in (256, 1024, 4096, 8192, 16384, 32768)),
+    other_sizes=tuple({"M": 2**27 // N, "N": N} for N in (1024, 8192, 32768)),
     headline={"M": 16384, "N": 8192},
     dtypes=DTYPES,
     agreement=COMPOSITE,

@@ -3,11 +3,11 @@
 from functools import cache
 
 import torch
-from numba import cuda, float32, int64, uint64
+from numba import cuda, float32, int64
 from numba.cuda import libdevice
 
 from implementations.common.numba_cuda import launch
-from implementations.common.numba_ptx import load_pack, store_pack
+from implementations.common.numba_ptx import load, load_pack, store, store_pack
 from implementations.phase2_basic_operations.day13_fused_softmax.softmax_fused import check
 
 BLOCK = 128  # threads a block, unless one row takes more
@@ -74,7 +74,7 @@ def softmax_fused_kernel(VEC, PACKS, THREADS, ROWS):
                 if VEC > 1:
                     load_pack(x, start + n, v, p * VEC)
                 else:
-                    v[p] = float32(x[uint64(start + n)])  # unsigned: no test for negatives
+                    v[p] = load(x, start + n)
             else:
                 for k in range(VEC):
                     v[p * VEC + k] = -INF
@@ -97,7 +97,7 @@ def softmax_fused_kernel(VEC, PACKS, THREADS, ROWS):
                 if VEC > 1:
                     store_pack(out, start + n, v, p * VEC)
                 else:
-                    out[uint64(start + n)] = v[p]
+                    store(out, start + n, v[p])
 
     return kernel
 

@@ -12,11 +12,6 @@ __device__ __forceinline__ int swizzle(int r, int c) {
     return c ^ r % 8 * 8;
 }
 
-template <typename T, int COUNT>
-struct alignas(COUNT * sizeof(T)) Pack {
-    T v[COUNT];
-};
-
 // Copy part `part` of a ROWS x COLS tile from a row-major matrix of `cols` columns to shared
 // memory. `src` and `dst` are this thread's first chunk of 16 bytes: neighbours copy neighbouring
 // chunks, and those of a thread are STEP rows apart. Zeros beyond the rows and columns left.
@@ -134,8 +129,8 @@ __global__ void __launch_bounds__(BLOCK_M* BLOCK_N / 128)
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 const int row = i * 16 + h * 8 + lane / 4, col = j * 8 + lane % 4 * 2;
-                *reinterpret_cast<Pack<T, 2>*>(sC + row * WARP_N + swizzle(row, col)) = {
-                    T(rC[i][j][2 * h]), T(rC[i][j][2 * h + 1])};
+                const Pack<T, 2> pair = {T(rC[i][j][2 * h]), T(rC[i][j][2 * h + 1])};
+                store_pack(sC + row * WARP_N + swizzle(row, col), pair);
             }
     __syncwarp();
 #pragma unroll
@@ -144,8 +139,7 @@ __global__ void __launch_bounds__(BLOCK_M* BLOCK_N / 128)
         const T* from = sC + row * WARP_N + swizzle(row, col);
         T* to = C + (long long)m * N + n;
         if constexpr (ALIGNED) {
-            if (m < M && n < N)
-                *reinterpret_cast<Pack<T, 8>*>(to) = *reinterpret_cast<const Pack<T, 8>*>(from);
+            if (m < M && n < N) store_pack(to, load_pack<8>(from));
         } else {
             for (int k = 0; k < 8; ++k)
                 if (m < M && n + k < N) to[k] = from[k];

@@ -36,7 +36,7 @@ def make_inputs(dtype, device, seed, M, N, K):
 
 
 def work(dtype, M, N, K):
-    return Work((M * K + K * N + M * N) * dtype.itemsize, flops=2 * M * N * K, unit="TFLOP/s")
+    return Work((M * K + K * N + M * N) * dtype.itemsize, flops=2 * M * N * K, limit="matmul")
 
 
 def size(M, N, K):
@@ -60,6 +60,7 @@ SPEC = KernelSpec(
     headline=size(4096, 4096, 4096),
     dtypes=DTYPES,
     agreement=Agreement("contraction", terms="K"),
+    machine_code=("wide loads", "wide stores", "tensor cores"),
     baselines={"cublas": torch.mm},
     sources=(
         "Triton tutorial 03: matrix multiplication",
