@@ -37,6 +37,7 @@ COLUMNS = {
     "samples": [*KEY, "cell", "process", "round", "device_us", "error", "source_hash"],
     "protocol": ["check", "cells", "found", "rate"],
     "radon": ["kernel", "backend", "source_hash"],
+    "codegen": [*KEY, "sizes", "variant", "registers", "error", "source_hash"],
 }
 NOT_RANKED = ("launch-bound", "no verdict")
 
@@ -118,6 +119,7 @@ class Data:
     protocol: pd.DataFrame
     complexity: pd.DataFrame
     radon: pd.DataFrame
+    codegen: pd.DataFrame
 
     @classmethod
     def load(cls, folder: Path, machine: str = PUBLISHED) -> "Data":
@@ -142,13 +144,14 @@ class Data:
             table(home / "protocol.csv"),
             table(folder / "complexity.csv"),
             table(folder / "radon.csv"),
+            table(folder / "codegen.csv"),
         )
 
     @cached_property
     def stale(self) -> list[str]:
         """The implementations whose rows measured another source than the one on the disk."""
         found = []
-        for name in ("agreement", "timings", "complexity", "radon"):
+        for name in ("agreement", "timings", "complexity", "radon", "codegen"):
             rows = getattr(self, name)[["kernel", "backend", "source_hash"]].drop_duplicates()
             for kernel, backend, measured in rows.itertuples(index=False):
                 if kernel.startswith("_"):  # ceilings and the floor measure no source
@@ -228,6 +231,19 @@ class Data:
         value = float(rows[what].iloc[-1]) if len(rows) else math.nan
         return Estimate(value, value, value, ",.0f", "" if len(rows) else "not counted")
 
+    def launched(self, kernel: str, backend: str) -> pd.DataFrame:
+        """The rows of codegen.csv that the headline cell launches."""
+        dtype, size = headline(kernel)
+        c = self.codegen
+        here = c[(c.kernel == kernel) & (c.backend == backend) & (c.dtype == dtype)]
+        return here[[size in sizes.split() for sizes in here.sizes]]
+
+    def machine_code(self, kernel: str, backend: str, what: str) -> Estimate:
+        """A column of codegen.csv at the headline, the largest of all kernels that it launches."""
+        value = self.launched(kernel, backend)[what].max()
+        note = "not compiled" if math.isnan(value) else ""
+        return Estimate(value, value, value, ",.4g", note)
+
     def tokens(self, kernel: str, backend: str, to=None) -> Estimate:
         """Tokens of all scopes without shared helpers, or their ratio to another backend's."""
         ours = self.count(kernel, backend)
@@ -305,7 +321,16 @@ class Prose:
         self.claims: dict[str, Claim] = {}
         self._where = ""
         self.environment = jinja2.Environment(undefined=jinja2.StrictUndefined, lstrip_blocks=True)
-        methods = ("speed", "of_limit", "ratio", "margin", "count", "tokens", "ceiling")
+        methods = (
+            "speed",
+            "of_limit",
+            "ratio",
+            "margin",
+            "count",
+            "tokens",
+            "ceiling",
+            "machine_code",
+        )
         self.environment.globals = {
             **{name: getattr(data, name) for name in methods},
             **{"least": gather(min), "most": gather(max), "median": gather(statistics.median)},

@@ -9,7 +9,9 @@ A variant is one machine code that a host function launches; a row of codegen.cs
     spill_bytes         stored and loaded by the instructions that ptxas marks as spills
     static_shared_bytes, dynamic_shared_bytes, threads   of a block
     blocks_per_sm, occupancy   blocks a multiprocessor holds at once; their part of its 64 warps
-    error               why there is no code; nothing else of the variant is known then
+    error               why there is no code; nothing else of the variant is known then. On a GPU of
+                        this architecture also where the driver, which then loads the code, has
+                        other registers, bytes or blocks than were read from it
 The rest counts instructions as they stand in the code, not as often as they run:
     total               all but the NOPs that fill up its end
     hmma, hgmma         tensor cores: by a warp, by a warpgroup
@@ -56,7 +58,8 @@ from study.worker import Worker, WorkerFailed
 ENVIRONMENT = {"STUDY_DEVICE": "compile", "TRITON_INTERPRET": "0", "NUMBA_ENABLE_CUDASIM": "0"}
 TIMEOUT = 600  # seconds for a cell: autotune compiles all its configurations
 
-# a multiprocessor of compute capability 9.0, as cuda_occupancy.h has it
+ARCHITECTURE = (9, 0)
+# a multiprocessor of this compute capability, as cuda_occupancy.h has it
 WARP, MAX_WARPS, MAX_BLOCKS = 32, 64, 32
 PARTITIONS, REGISTERS, REGISTER_UNIT = 4, 16384, 256  # of a partition, which a warp never leaves
 SHARED, SHARED_RESERVED, SHARED_UNIT = 228 * 1024, 1024, 128  # bytes; reserved: of each block
@@ -153,6 +156,51 @@ def read(launch: offline.Launch) -> dict:
     }
 
 
+LOADED = {  # column of codegen.csv → the driver's attribute of a function
+    "registers": "NUM_REGS",
+    "local_bytes": "LOCAL_SIZE_BYTES",
+    "static_shared_bytes": "SHARED_SIZE_BYTES",
+}
+
+
+def loaded(launch: offline.Launch) -> dict[str, int]:
+    """What the driver says of the function once it is loaded; nothing without a GPU to load it."""
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() != ARCHITECTURE:
+        return {}
+    from cuda.bindings import driver
+
+    def ask(function, *args):
+        error, *answer = function(*args)
+        if error != driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(f"{function.__name__} must succeed, got {error.name}")
+        return answer[0] if answer else None
+
+    torch.zeros(1, device="cuda")  # a context
+    module = ask(driver.cuModuleLoadData, launch.cubin)
+    function = ask(driver.cuModuleGetFunction, module, launch.symbol.encode())
+    kinds = {
+        name: getattr(driver.CUfunction_attribute, f"CU_FUNC_ATTRIBUTE_{kind}")
+        for name, kind in (LOADED | {"dynamic": "MAX_DYNAMIC_SHARED_SIZE_BYTES"}).items()
+    }
+    ask(driver.cuFuncSetAttribute, function, kinds["dynamic"], launch.shared_bytes)
+    occupancy = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor
+    found = {name: ask(driver.cuFuncGetAttribute, kinds[name], function) for name in LOADED}
+    found["blocks_per_sm"] = ask(occupancy, function, launch.threads, launch.shared_bytes)
+    ask(driver.cuModuleUnload, module)
+    return found
+
+
+def _compared(launch: offline.Launch) -> dict:
+    """What was read of a launch; with an error where its loaded function has other figures."""
+    figures = read(launch)
+    others = [
+        f"{name} {figures[name]} in the code, {value} when loaded"
+        for name, value in loaded(launch).items()
+        if value != figures[name]
+    ]
+    return {"error": "; ".join(others)} | figures
+
+
 def inputs(cell: Cell) -> tuple:
     """The cell's arguments by shape, strides and dtype, in memory that nobody touches, so that the
     largest cost nothing."""
@@ -173,7 +221,9 @@ def variants(cell: Cell) -> list[dict]:
     offline.launches.clear()
     host(*inputs(cell))
     compiled_by = {"package": f"{package.__name__} {package.__version__}"}
-    return [{"variant": launch.name} | compiled_by | read(launch) for launch in offline.launches]
+    return [
+        {"variant": launch.name} | compiled_by | _compared(launch) for launch in offline.launches
+    ]
 
 
 def rows(cells: Iterable[Cell]) -> Iterator[list[dict]]:
@@ -219,7 +269,7 @@ def _rows(worker: Worker, cells: list[Cell], begin: Callable[[Cell], None]) -> l
             found.setdefault(key, (cell, variant))
             sizes.setdefault(key, {})[cell.size] = None  # as an ordered set
     return [
-        asdict(cell) | {"sizes": " ".join(sizes[key])} | {"error": ""} | variant | stamp
+        asdict(cell) | {"sizes": " ".join(sizes[key])} | variant | stamp
         for key, (cell, variant) in found.items()
     ]
 

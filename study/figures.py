@@ -12,15 +12,18 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import seaborn as sns  # noqa: E402
+import torch  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
-from matplotlib.ticker import LogLocator  # noqa: E402
+from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
 from implementations.common import registry  # noqa: E402
 from study.cells import parse_size  # noqa: E402
 from study.claims import Data, headline  # noqa: E402
+from study.ratios import WARM  # noqa: E402
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#5d6570", "#dfe2e6", "#ffffff"
 STYLE = {
@@ -190,8 +193,16 @@ def _tick(n: int) -> str:
 
 
 def time_by_size(data: Data, kernel: str) -> Figure:
-    """The speed at each size, a panel a dtype, beside baselines and under the measured ceiling."""
+    """The speed at each size, a panel a dtype, beside baselines and under the measured ceiling.
+
+    A dtype of one size only has no panel. Where the spec has a model of the traffic, also the speed
+    that it allows.
+    """
     rows = data.timings[(data.timings.kernel == kernel) & data.timings.speed.notna()]
+    rows = rows[~rows.backend.str.endswith(WARM)]
+    several = rows.groupby("dtype")["size"].transform("nunique") > 1
+    rows = rows[several] if several.any() else rows
+    model = registry.spec(kernel).traffic
     dtypes = list(dict.fromkeys(rows.dtype)) or [headline(kernel)[0]]
     drawn = {backend: (look.color, look.marker, look.dashes) for backend, look in looks().items()}
     others = dict.fromkeys(b for b in rows.backend if b not in drawn)
@@ -215,6 +226,13 @@ def time_by_size(data: Data, kernel: str) -> Figure:
             panel = panel.assign(x=panel["size"].map(at).map(ticks.index)).sort_values("x")
             limit = (panel.speed / panel.of_ceiling).groupby(panel.x).median()
             ax.plot(limit.index, limit, color=INK, lw=1, zorder=1.9)  # above the grid
+            if model:
+                moved = panel.groupby("x")[["size", "bytes"]].first()
+                moved["model"] = [
+                    model(getattr(torch, dtype), **parse_size(size)) for size in moved["size"]
+                ]
+                allowed = limit * moved.bytes / moved.model
+                ax.plot(allowed.index, allowed, color=INK, lw=1, ls=(0, (2, 2)), zorder=1.9)
             sns.lineplot(
                 panel,
                 x="x",
@@ -253,9 +271,80 @@ def time_by_size(data: Data, kernel: str) -> Figure:
         if len(rows):
             names = ", ".join(dict.fromkeys(rows.ceiling.dropna()))
             entries[f"ceiling ({names})"] = Line2D([], [], color=INK, lw=1)
+            if model:
+                entries["model"] = Line2D([], [], color=INK, lw=1, ls=(0, (2, 2)))
         _legend(figure, entries)
         sns.despine(figure)
     return figure
+
+
+def memory_levels(data: Data, kernel: str) -> Figure:
+    """The speed from the smallest size to the largest, its data in the L2 (filled) and in DRAM.
+
+    Drawn are what bounds it: the time of an empty kernel, and the copy's speed at the largest size.
+    The level that the filled points reach between the two is that of the L2.
+    """
+    dtype = headline(kernel)[0]
+    rows = data.timings[(data.timings.kernel == kernel) & (data.timings.dtype == dtype)]
+    rows = rows[rows.speed.notna()].sort_values("bytes")
+    with matplotlib.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(7.0, 3.6), layout="constrained")
+        if rows.empty:
+            _empty(ax)
+        for backend, look in looks().items():
+            for name, fill, dashes in ((backend, PAPER, ""), (backend + WARM, look.color, (4, 1))):
+                line = rows[rows.backend == name]
+                style = {
+                    "marker": look.marker,
+                    "color": look.color,
+                    "mfc": fill,
+                    "ms": 5,
+                    "lw": 1.2,
+                }
+                ax.plot(line.bytes, line.speed, ls=(0, dashes) if dashes else "-", **style)
+        if len(rows):
+            ends = np.array([rows.bytes.min(), rows.bytes.max()])
+            top = 1.6 * rows.speed.max()
+            floor = rows.floor_us.median()
+            dram = (rows.speed / rows.of_ceiling)[rows.bytes == ends[1]].median()
+            ax.plot(ends, ends / floor / 1e3, color=INK, lw=1, ls=(0, (2, 2)), zorder=1)
+            ax.axhline(dram, color=INK, lw=1, zorder=1)
+            ax.set(xscale="log", yscale="log", ylim=(rows.speed.min() / 2, top))
+            ax.annotate("launch floor", (ends[0] * 4, ends[0] * 4 / floor / 1e3), (0, 12),
+                        textcoords="offset points", ha="right", color=MUTED)  # fmt: skip
+            ax.annotate("DRAM: copy at the largest size", (ends[0], dram), (0, 4),
+                        textcoords="offset points", color=MUTED)  # fmt: skip
+            warm = rows[rows.backend.str.endswith(WARM)]
+            if len(warm):
+                best = warm.loc[warm.speed.idxmax()]
+                ax.annotate("L2", (best.bytes, best.speed), (0, 8), ha="center",
+                            textcoords="offset points", color=MUTED)  # fmt: skip
+            sizes = [2**n for n in range(10, 40, 4) if ends[0] / 2 <= 2**n <= ends[1] * 2]
+            ax.set_xticks(sizes, [_bytes(n) for n in sizes])
+            ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xlabel("bytes read and written by a call")
+        ax.set_title(f"GB/s, {dtype}")
+        ax.yaxis.set_major_formatter("{x:,.0f}")
+        entries = {}
+        for backend, look in looks().items():
+            title, style = registry.BACKENDS[backend].title, {"marker": look.marker, "ms": 5}
+            for ending, fill, dashes in (("", PAPER, ""), (WARM, look.color, (4, 1))):
+                entries[title + ending] = Line2D(
+                    *([], []),
+                    color=look.color,
+                    mfc=fill,
+                    ls=(0, dashes) if dashes else "-",
+                    **style,
+                )
+        _legend(figure, entries)
+        sns.despine(figure)
+    return figure
+
+
+def _bytes(n: int) -> str:
+    """1024 → "1 KB"."""
+    power = (n.bit_length() - 1) // 10
+    return f"{n >> 10 * power} {('B', 'KB', 'MB', 'GB')[power]}"
 
 
 def error_over_bound(data: Data) -> Figure:
@@ -298,4 +387,9 @@ def every(data: Data) -> dict[str, Figure]:
         "speed_against_complexity": speed_against_complexity(data),
         "error_over_bound": error_over_bound(data),
         **{f"time_by_size_{k}": time_by_size(data, k) for k in registry.kernels()},
+        **{
+            f"memory_levels_{k}": memory_levels(data, k)
+            for k in registry.kernels()
+            if registry.spec(k).warm
+        },
     }

@@ -19,12 +19,13 @@ from implementations.common.spec import Work
 from study import ceilings, environment, ratios, sources, store, timing, worker
 from study.cells import Cell, Selection, parse_size, size_text
 from study.progress import console, progress
-from study.ratios import CHECKED, KEY, SLOWER, TWICE
+from study.ratios import CHECKED, KEY, SLOWER, TWICE, WARM
 from study.verify import seed
 from study.worker import Worker, WorkerFailed
 
 ENTERED_TWICE = "triton"  # the backend that also tests the protocol
 UNAVAILABLE = "unavailable: "  # what an error begins with that is not the kernel's fault
+WARM_BYTES = 2**28  # of more nothing is left in the L2 of any GPU when the next call begins
 UNTRIED = -1  # the process of a row whose backend cannot run here
 
 COMPILE_TIMEOUT, TIMEOUT = 300, 120  # seconds for all cells of a worker, for one
@@ -166,7 +167,7 @@ def source_hash(entry: Cell) -> str:
 
 
 def _original(backend: str) -> str:
-    return backend.removesuffix(TWICE).removesuffix(SLOWER)
+    return backend.removesuffix(TWICE).removesuffix(SLOWER).removesuffix(WARM)
 
 
 @cache
@@ -198,6 +199,8 @@ def _group(kernel: str, dtype: str, size: str, backends) -> Group:
     if ENTERED_TWICE in backends:
         names += [ENTERED_TWICE + TWICE, *([ENTERED_TWICE + SLOWER] if headline else [])]
     done = work(kernel, "", dtype, size)
+    if spec.warm and done.bytes <= WARM_BYTES:
+        names += [backend + WARM for backend in backends]
     limits = [ceilings.ceiling(done, dtype, sizes)]
     if headline and done.limit != "matmul":
         limits += [ceilings.bandwidth(kind, done.bytes) for kind in ceilings.BANDWIDTHS]
@@ -206,7 +209,8 @@ def _group(kernel: str, dtype: str, size: str, backends) -> Group:
 
 
 def checked(group: Group) -> Group:
-    """The entries that are cross-checked: not those that only test the protocol, nor the floor."""
+    """The entries that are cross-checked: not those that test the protocol or stay in the L2, nor
+    the floor."""
     return group.without(
         [e for e in group.entries if e == ceilings.FLOOR or e.backend != _original(e.backend)]
     )
@@ -427,7 +431,8 @@ class Inputs:
         count = self._shared("count", self._count)
         if entry.kernel.startswith("_"):
             return timing.input_sets(ceilings.inputs(entry), count)
-        return self._shared("sets", lambda: timing.input_sets(self.of(entry), count))
+        sets = self._shared("sets", lambda: timing.input_sets(self.of(entry), count))
+        return sets[:1] if entry.backend.endswith(WARM) else sets
 
     def _shared(self, name, make):
         if name not in self._made:

@@ -28,6 +28,7 @@ BEGIN, END = "<!-- built by `study report` -->", "<!-- end of what `study report
 ALT = {
     "speed_against_complexity": "Speed, as a fraction of the measured limit, against tokens",
     "time_by_size": "Speed by size, with the measured ceiling",
+    "memory_levels": "Speed from the smallest size to the largest, in the L2 and in DRAM",
     "error_over_bound": "Largest error over its bound",
 }
 NEEDED = {"jinja2": "jinja2", "matplotlib": "matplotlib", "seaborn": "seaborn"} | {
@@ -91,10 +92,15 @@ def document(data: Data, prose: Prose, text: Path = TEXT) -> str:
         before, _, why = (prose.render(path) if path.exists() else "").partition(WHY)
         return before.strip(), why.strip()
 
+    def summary(kernel: str) -> str:
+        path = text / f"phase{registry.phase(kernel)}.md"
+        return prose.render(path) if path.exists() else ""
+
     tables = {
         "headlines": _headlines,
         "sizes": _sizes,
         "implementations": _implementations,
+        "machine code": _machine_code,
         "agreement": _agreement,
         "metrics": _metrics,
         "timings": _timings,
@@ -104,6 +110,11 @@ def document(data: Data, prose: Prose, text: Path = TEXT) -> str:
     rendered = template.render(
         text=lambda name: prose.render(text / f"{name}.md"),
         day=day,
+        phase=registry.phase,
+        topic=lambda kernel: (
+            registry.folders()[kernel].parent.name.partition("_")[2].replace("_", " ")
+        ),
+        summary=summary,
         spec=registry.spec,
         links=_links,
         alt=ALT,
@@ -145,22 +156,15 @@ def _baseline(kernel: str) -> str:
 
 
 def _headlines(data: Data) -> list[dict]:
-    rows = []
-    for kernel in registry.kernels():
-        baseline = _baseline(kernel)
-        for backend in registry.BACKENDS:
-            ratio = data.ratio(kernel, backend)
-            rows.append(
-                {
-                    "kernel": f"`{kernel}`" if backend == next(iter(registry.BACKENDS)) else "",
-                    "backend": _title(backend),
-                    "speed": data.speed(kernel, backend),
-                    "of the limit": data.of_limit(kernel, backend),
-                    "to the baseline": f"{ratio} × {baseline}" if ratio.value > 0 else ratio,
-                    "tokens": data.tokens(kernel, backend),
-                }
-            )
-    return rows
+    return [
+        {
+            "day": registry.spec(kernel).day,
+            "kernel": f"`{kernel}`",
+            **{_title(b): data.of_limit(kernel, b) for b in registry.BACKENDS},
+            **{f"tokens: {_title(b)}": data.tokens(kernel, b) for b in registry.BACKENDS},
+        }
+        for kernel in registry.kernels()
+    ]
 
 
 def _sizes(data: Data) -> list[dict]:
@@ -169,8 +173,9 @@ def _sizes(data: Data) -> list[dict]:
             "kernel": f"`{kernel}`",
             "dtype": headline(kernel)[0],
             "size": headline(kernel)[1],
-            "main baseline": _baseline(kernel),
             "limit": data.ceiling(kernel),
+            "main baseline": _baseline(kernel),
+            **{_title(b): data.ratio(kernel, b) for b in registry.BACKENDS},
         }
         for kernel in registry.kernels()
     ]
@@ -189,6 +194,30 @@ def _implementations(data: Data, kernel: str) -> list[dict]:
             "error / bound": data.margin(kernel, backend),
         }
         for backend in registry.BACKENDS
+    ]
+
+
+CODE = {  # title → columns of codegen.csv, added up
+    "registers": ["registers"],
+    "instructions": ["total"],
+    "integer": ["integer"],
+    "loads of 128 bits": ["loads_128"],
+    "narrower": [f"loads_{bits}" for bits in (64, 32, 16, 8)],
+    "stores of 128 bits": ["stores_128"],
+    "narrower stores": [f"stores_{bits}" for bits in (64, 32, 16, 8)],
+    "barriers": ["bar"],
+    "shuffles": ["shfl"],
+    "tensor cores": ["hmma", "hgmma"],
+}
+
+
+def _machine_code(data: Data, kernel: str) -> list[dict]:
+    return [
+        {"backend": _title(backend)}
+        | {"occupancy": f"{100 * row.occupancy:.0f} %"}
+        | {title: f"{row[columns].sum():,.0f}" for title, columns in CODE.items()}
+        for backend in registry.BACKENDS
+        for _, row in data.launched(kernel, backend).iterrows()
     ]
 
 

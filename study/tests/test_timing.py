@@ -102,7 +102,7 @@ def test_matmul_ceiling():
     assert ceilings.work(cell).flops == done.flops
     a, b = ceilings.inputs(cell, "cpu")
     assert torch.mm(a, b).shape == (64, 32)
-    attention = ceilings.ceiling(ceilings.Work(0, 10**12, "TFLOP/s"), "float16", {"B": 4, "H": 16})
+    attention = ceilings.ceiling(ceilings.Work(0, 10**12, "matmul"), "float16", {"B": 4, "H": 16})
     assert abs(ceilings.work(attention).flops / 10**12 - 1) < 0.1
 
 
