@@ -263,9 +263,16 @@ def headline(kernel: str) -> tuple[str, str]:
 
 
 def bound_by(unit: str) -> tuple[str, ...]:
-    """The kernels whose speed is stated in `unit`, "GB/s" or "TFLOP/s"."""
-    specs = {kernel: registry.spec(kernel) for kernel in registry.kernels()}
-    return tuple(k for k, s in specs.items() if s.work(s.dtypes[0], **s.headline).unit == unit)
+    """The kernels whose speed is stated in `unit`, "GB/s" or "TFLOP/s", and which by their design
+    move the compulsory bytes and no more at their headline size."""
+    found = []
+    for kernel in registry.kernels():
+        spec = registry.spec(kernel)
+        work = spec.work(spec.dtypes[0], **spec.headline)
+        moved = spec.traffic(spec.dtypes[0], **spec.headline) if spec.traffic else work.bytes
+        if work.unit == unit and moved == work.bytes:
+            found.append(kernel)
+    return tuple(found)
 
 
 def number(x: float) -> str:

@@ -77,8 +77,8 @@ def _wanted(
         yield folder / "timings.csv", timed
     # read, not run: no dtype, no size
     implementations = list({Cell(cell.kernel, cell.backend, "", "") for cell in checked})
-    yield data / "codegen.csv", implementations
-    yield data / "complexity.csv", implementations
+    for name in ("codegen.csv", "complexity.csv", "mutants.csv"):
+        yield data / name, implementations
 
 
 def _implementation(cell: Cell) -> tuple[str, str]:
