@@ -17,7 +17,7 @@ PLANTED = 20  # one call in so many is added by a planted slowdown: 5 %
 WINDOW_S, WARM_S, WARM_AT_MOST_S = 0.125, 0.25, 3.0
 SETTLED = 0.01  # two windows agree within this fraction
 
-CUPTI_US, CUPTI_CALLS = 150_000, (20, 100)  # long enough to reach the sustained clocks
+CUPTI_CALLS = 20, 100  # at least and at most
 EVENT_CALLS = 20
 EVENT_CYCLES = 20_000_000  # about 10 ms: the host queues EVENT_CALLS calls of any backend meanwhile
 
@@ -127,15 +127,17 @@ def interleave(
         yield [(keys[i], timers[keys[i]]()) for i in rng.permutation(len(keys))]
 
 
-def cross_check(function: Callable, sets: list[tuple]) -> dict[str, float]:
+def cross_check(function: Callable, sets: list[tuple], load_us: float) -> dict[str, float]:
     """The time of one call in µs by three instruments, calls rotating over `sets`.
+
+    load_us: how long to keep the GPU busy, until it has its sustained clocks.
 
     graph_us: replays of a captured graph, as in the rounds. cupti_us: the sum of its kernels'
     durations as the profiler has them (NaN where it sees none). Both under sustained load, for
     alone a kernel may run at other clocks than among others. event_us: events around calls that
     are queued ahead.
     """
-    graph_us = _sustained(Captured(function, sets))
+    graph_us = _sustained(Captured(function, sets), load_us)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     for _ in range(2):  # once to fill the allocator's cache
         torch.cuda.synchronize()
@@ -146,7 +148,7 @@ def cross_check(function: Callable, sets: list[tuple]) -> dict[str, float]:
         end.synchronize()
     event_us = 1e3 * begin.elapsed_time(end) / EVENT_CALLS
 
-    calls = int(np.clip(CUPTI_US / event_us, *CUPTI_CALLS))
+    calls = int(np.clip(load_us / event_us, *CUPTI_CALLS))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         _call(function, sets, calls)
         torch.cuda.synchronize()
@@ -161,9 +163,9 @@ def cross_check(function: Callable, sets: list[tuple]) -> dict[str, float]:
     return {"graph_us": graph_us, "cupti_us": cupti_us, "event_us": event_us}
 
 
-def _sustained(timer: Captured) -> float:
-    """The median of the second half of as many replays as take half of CUPTI_US."""
-    times = [timer() for _ in range(max(2, int(CUPTI_US / 2 / (timer() * timer.calls))))]
+def _sustained(timer: Captured, load_us: float) -> float:
+    """The median of the second half of as many replays as take half of `load_us`."""
+    times = [timer() for _ in range(max(4, int(load_us / 2 / (timer() * timer.calls))))]
     return float(np.median(times[len(times) // 2 :]))
 
 
