@@ -24,7 +24,7 @@ import pandas as pd
 
 from implementations.common import registry
 from implementations.common.check import dtype_name
-from study import ratios, sources, store
+from study import counters, ratios, sources, store
 from study.cells import size_text
 from study.ratios import KEY
 
@@ -38,6 +38,7 @@ COLUMNS = {
     "protocol": ["check", "cells", "found", "rate"],
     "radon": ["kernel", "backend", "source_hash"],
     "codegen": [*KEY, "sizes", "variant", "registers", "error", "source_hash"],
+    "counters": counters.COLUMNS,
 }
 NOT_RANKED = ("launch-bound", "no verdict")
 
@@ -120,6 +121,7 @@ class Data:
     complexity: pd.DataFrame
     radon: pd.DataFrame
     codegen: pd.DataFrame
+    counters: pd.DataFrame
 
     @classmethod
     def load(cls, folder: Path, machine: str = PUBLISHED) -> "Data":
@@ -145,13 +147,14 @@ class Data:
             table(folder / "complexity.csv"),
             table(folder / "radon.csv"),
             table(folder / "codegen.csv"),
+            table(home / "counters.csv"),
         )
 
     @cached_property
     def stale(self) -> list[str]:
         """The implementations whose rows measured another source than the one on the disk."""
         found = []
-        for name in ("agreement", "timings", "complexity", "radon", "codegen"):
+        for name in ("agreement", "timings", "complexity", "radon", "codegen", "counters"):
             rows = getattr(self, name)[["kernel", "backend", "source_hash"]].drop_duplicates()
             for kernel, backend, measured in rows.itertuples(index=False):
                 if kernel.startswith("_"):  # ceilings and the floor measure no source
@@ -163,12 +166,7 @@ class Data:
 
     def cell(self, kernel: str, backend: str, dtype: str | None = None, size: str | None = None):
         """The row of timings.csv (a Series), by default at the headline dtype and size, or None."""
-        dtype, size = dtype or headline(kernel)[0], size or headline(kernel)[1]
-        t = self.timings
-        at = (
-            (t.kernel == kernel) & (t.backend == backend) & (t.dtype == dtype) & (t["size"] == size)
-        )
-        return t[at].iloc[-1] if at.any() else None
+        return _row(self.timings, kernel, backend, dtype, size)
 
     def _estimate(self, column: str, style: str, *cell) -> Estimate:
         row = self.cell(*cell)
@@ -244,6 +242,14 @@ class Data:
         note = "not compiled" if math.isnan(value) else ""
         return Estimate(value, value, value, ",.4g", note)
 
+    def counter(self, kernel: str, backend: str, what: str, dtype=None, size=None) -> Estimate:
+        """A column of counters.csv: what the hardware counted of one call on cold caches."""
+        style, row = counters.FIGURES[what], _row(self.counters, kernel, backend, dtype, size)
+        if row is None:
+            return Estimate()
+        note = "failed" if isinstance(row.error, str) and row.error else ""
+        return Estimate(row[what], row[what], row[what], style, note)
+
     def tokens(self, kernel: str, backend: str, to=None) -> Estimate:
         """Tokens of all scopes without shared helpers, or their ratio to another backend's."""
         ours = self.count(kernel, backend)
@@ -254,6 +260,14 @@ class Data:
         t = self.timings
         names = t[(t.kernel == kernel) & t.ceiling.notna()].ceiling
         return str(names.iloc[0]) if len(names) else "not measured"
+
+
+def _row(table: pd.DataFrame, kernel: str, backend: str, dtype: str | None, size: str | None):
+    """The last row of a cell, by default at the headline dtype and size, or None."""
+    dtype, size = dtype or headline(kernel)[0], size or headline(kernel)[1]
+    at = (table.kernel == kernel) & (table.backend == backend)
+    rows = table[at & (table.dtype == dtype) & (table["size"] == size)]
+    return None if rows.empty else rows.iloc[-1]
 
 
 def headline(kernel: str) -> tuple[str, str]:
@@ -337,6 +351,7 @@ class Prose:
             "tokens",
             "ceiling",
             "machine_code",
+            "counter",
         )
         self.environment.globals = {
             **{name: getattr(data, name) for name in methods},
@@ -345,6 +360,7 @@ class Prose:
             "memory_bound": bound_by("GB/s"),
             "compute_bound": bound_by("TFLOP/s"),
             "kernels": registry.kernels(),
+            "phase": lambda n: tuple(k for k in registry.kernels() if registry.phase(k) == n),
             "title": {name: backend.title for name, backend in registry.BACKENDS.items()},
             "machine": data.machine,
             "claim": self._claim,

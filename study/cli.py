@@ -100,6 +100,23 @@ def measure(
 
 
 @app.command()
+def counters(
+    kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA
+):
+    """Read what the hardware counts of a call of each kernel. Needs a GPU, and ncu on the PATH.
+
+    data/<machine>/counters.csv gets, a cell a row: bytes of the memory and of the L2, sectors a
+    request, hits in the L2, occupancy; of the headline sizes, on cold caches. Exit code 1 if a
+    kernel fails.
+    """
+    from study import counters as module
+    from study.cells import select
+
+    if not module.run(select(kernels, backends, phase), data=data):
+        raise typer.Exit(1)
+
+
+@app.command()
 def inspect(
     kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA
 ):

@@ -71,6 +71,7 @@ PALETTE = (
     Look("#cc79a7", "#dd9cc2", "D", (5, 1.5, 1.5, 1.5)),
     Look("#7a5c00", "#f0e442", "v", (3, 1)),
 )
+NAMED_BELOW = 0.85  # of the limit: above, where most points lie, names would cover each other
 BASELINE = (("X", (1, 1.5)), ("P", (4, 2)), ("d", (6, 2, 1, 2)))  # all in grey
 
 
@@ -132,7 +133,10 @@ def _legend(figure: Figure, entries: dict[str, Line2D]) -> None:
 
 
 def speed_against_complexity(data: Data) -> Figure:
-    """Each implementation: its tokens, and its speed as a fraction of the measured limit."""
+    """Each implementation: its tokens, and its speed as a fraction of the measured limit.
+
+    Kernels that stay below the limit in one backend are named.
+    """
     rows = []
     for kernel in registry.kernels():
         for backend in registry.BACKENDS:
@@ -146,9 +150,10 @@ def speed_against_complexity(data: Data) -> Figure:
             _empty(ax)
         for kernel, group in table.groupby("kernel", sort=False):
             ax.plot(group.tokens, 100 * group.speed, color=MUTED, lw=0.8, alpha=0.6, zorder=1)
-            last = group.loc[group.tokens.idxmax()]
-            at = (last.tokens, 100 * last.speed)
-            ax.annotate(kernel, at, (6, -14), textcoords="offset points", ha="right", color=MUTED)
+            if group.speed.min() < NAMED_BELOW:
+                last = group.loc[group.tokens.idxmax()]
+                offset = {"xytext": (6, -14), "textcoords": "offset points", "ha": "right"}
+                ax.annotate(kernel, (last.tokens, 100 * last.speed), **offset, color=MUTED)
         for backend, group in table.groupby("backend", sort=False):
             look = looks()[backend]
             error = 100 * abs(group[["low", "high"]].sub(group.speed, axis=0)).T.to_numpy()
@@ -304,39 +309,35 @@ def memory_levels(data: Data, kernel: str) -> Figure:
                 ax.plot(line.bytes, line.speed, ls=(0, dashes) if dashes else "-", **style)
         if len(rows):
             ends = np.array([rows.bytes.min(), rows.bytes.max()])
-            top = 1.6 * rows.speed.max()
+            top = 3 * rows.speed.max()
             floor = rows.floor_us.median()
             dram = (rows.speed / rows.of_ceiling)[rows.bytes == ends[1]].median()
             ax.plot(ends, ends / floor / 1e3, color=INK, lw=1, ls=(0, (2, 2)), zorder=1)
             ax.axhline(dram, color=INK, lw=1, zorder=1)
             ax.set(xscale="log", yscale="log", ylim=(rows.speed.min() / 2, top))
-            ax.annotate("launch floor", (ends[0] * 4, ends[0] * 4 / floor / 1e3), (0, 12),
-                        textcoords="offset points", ha="right", color=MUTED)  # fmt: skip
-            ax.annotate("DRAM: copy at the largest size", (ends[0], dram), (0, 4),
-                        textcoords="offset points", color=MUTED)  # fmt: skip
+            names = [("launch floor", 8 * ends[0], 8 * ends[0] / floor / 1e3, "right")]
+            names += [("DRAM: copy of the largest size", ends[0], dram, "left")]
             warm = rows[rows.backend.str.endswith(WARM)]
             if len(warm):
                 best = warm.loc[warm.speed.idxmax()]
-                ax.annotate("L2", (best.bytes, best.speed), (0, 8), ha="center",
-                            textcoords="offset points", color=MUTED)  # fmt: skip
+                names += [("L2", best.bytes, best.speed, "center")]
+            for name, x, y, side in names:
+                offset = {"xytext": (0, 6), "textcoords": "offset points"}
+                ax.annotate(name, (x, y), **offset, ha=side, color=MUTED)
             sizes = [2**n for n in range(10, 40, 4) if ends[0] / 2 <= 2**n <= ends[1] * 2]
             ax.set_xticks(sizes, [_bytes(n) for n in sizes])
             ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel("bytes read and written by a call")
         ax.set_title(f"GB/s, {dtype}")
         ax.yaxis.set_major_formatter("{x:,.0f}")
-        entries = {}
-        for backend, look in looks().items():
-            title, style = registry.BACKENDS[backend].title, {"marker": look.marker, "ms": 5}
-            for ending, fill, dashes in (("", PAPER, ""), (WARM, look.color, (4, 1))):
-                entries[title + ending] = Line2D(
-                    *([], []),
-                    color=look.color,
-                    mfc=fill,
-                    ls=(0, dashes) if dashes else "-",
-                    **style,
-                )
-        _legend(figure, entries)
+        entries = {
+            registry.BACKENDS[backend].title: Line2D(
+                [], [], color=look.color, marker=look.marker, mfc=PAPER, ms=5, lw=1.2
+            )
+            for backend, look in looks().items()
+        }
+        filled = Line2D([], [], color=MUTED, marker="o", ms=5, lw=1.2, ls=(0, (4, 1)))
+        _legend(figure, entries | {"filled: left in the L2 by the call before": filled})
         sns.despine(figure)
     return figure
 

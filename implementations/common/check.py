@@ -1,5 +1,7 @@
 """Refusal of arguments that a kernel does not take: one sentence each, the same from all."""
 
+import math
+
 import torch
 
 from implementations import TORCH_DEVICE
@@ -45,3 +47,30 @@ def check_same(names: tuple[str, str], x: torch.Tensor, y: torch.Tensor, *proper
             )
             error = TypeError if p == "dtype" else ValueError
             raise error(f"{names[0]} and {names[1]} must have the same {p}, got {a} and {b}")
+
+
+def check_block_size(block_size) -> None:
+    """Require a power of two from 1 to 1024, as many as the threads of a block at most.
+
+    Raises TypeError for what is no int, ValueError for another number.
+    """
+    if not isinstance(block_size, int) or isinstance(block_size, bool):
+        raise TypeError(f"block_size must be an int, got {type(block_size).__name__}")
+    if not 1 <= block_size <= 1024 or block_size & (block_size - 1):
+        raise ValueError(f"block_size must be a power of two up to 1024, got {block_size}")
+
+
+def check_number(name: str, value, dtype: torch.dtype) -> float:
+    """Require a Python int or float within the range of `dtype`; an infinity or NaN is.
+
+    Returns it rounded to `dtype`, so that all backends store the same.
+    Raises TypeError for another type, ValueError for a finite number beyond the range.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int or a float, got {type(value).__name__}")
+    largest = torch.finfo(dtype).max
+    if largest < abs(value) < math.inf:
+        raise ValueError(
+            f"{name} must be at most {largest:g} in magnitude for {dtype_name(dtype)}, got {value}"
+        )
+    return torch.tensor(float(value), dtype=dtype).item()

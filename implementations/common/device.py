@@ -6,10 +6,15 @@ import torch
 
 from implementations import DEVICE
 
-WITHOUT_GPU = {"cpu": 2, "compile": 132}  # so few that a small grid loops; an H100
+WITHOUT_GPU = {"cpu": 2, "compile": 132}  # multiprocessors: so few that a small grid loops; an H100
 
 
 @cache
-def multiprocessors() -> int:
-    """The number of multiprocessors (SMs)."""
-    return WITHOUT_GPU.get(DEVICE) or torch.cuda.get_device_properties().multi_processor_count
+def programs(per_multiprocessor: int) -> int:
+    """How many programs make a grid that grows with the GPU and not with the data.
+
+    On the CPU tier a multiprocessor has one.
+    """
+    if DEVICE == "cuda":
+        return per_multiprocessor * torch.cuda.get_device_properties().multi_processor_count
+    return WITHOUT_GPU[DEVICE] * (per_multiprocessor if DEVICE == "compile" else 1)

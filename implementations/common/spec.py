@@ -80,8 +80,8 @@ class KernelSpec:
     baselines: what a user would call instead, by name, the main one first.
     other_sizes: what is timed in the other dtypes; the headline only, unless stated.
     huge_sizes: of more than 2³¹ elements, checked on a GPU in the last dtype.
-    traffic: `(dtype, **size)` → the bytes that memory moves by the day's model, where these are more
-        than the compulsory ones: drawn beside the measured speed, and compared with the counters.
+    traffic: `(dtype, **size)` → the bytes that memory moves by the day's model, where these may be
+        more than the compulsory ones; drawn beside the measured speed.
     warm: whether it is also timed on data that the call before left in the L2.
     refused: by what is wrong, a function from right arguments to such as every backend refuses, of
         those that are no tensors (for tensors the tests know themselves what to try).

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from implementations.common import registry
 from implementations.common.check import dtype_name
-from implementations.common.spec import Work
 from study import store
-from study.cells import parse_size, size_text
+from study.cells import size_text
 from study.claims import PUBLISHED, headline
 from study.codegen import CLASSES
+from study.measure import reference, work
 from study.ratios import KEY, SLOWER, TWICE, derive, protocol
 from study.sources import source_hash
 
@@ -75,19 +74,11 @@ def samples(failed: Mapping[tuple[str, str], str]) -> pd.DataFrame:
 def timings(table: pd.DataFrame) -> pd.DataFrame:
     """timings.csv of the samples, each time confirmed by the profiler."""
 
-    def work(kernel, backend, dtype, size):
-        if kernel == "_floor":
-            return Work(0, 0)
-        if kernel == "_ceiling" and backend == "copy":
-            return Work(parse_size(size)["bytes"], 0)
-        kernel = "matmul_tensor_core" if kernel == "_ceiling" else kernel
-        return registry.spec(kernel).work(getattr(torch, dtype), **parse_size(size))
-
     checks = table.groupby([*KEY, "source_hash"], as_index=False).device_us.median()
     checks = checks.assign(
         graph_us=checks.device_us, cupti_us=checks.device_us - FLOOR_US, event_us=checks.device_us
     )
-    return derive(table, checks, work, lambda kernel: next(iter(registry.spec(kernel).baselines)))
+    return derive(table, checks, work, reference)
 
 
 def agreement() -> pd.DataFrame:

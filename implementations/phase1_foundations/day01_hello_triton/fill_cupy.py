@@ -1,0 +1,26 @@
+"""One thread PACKS packs of 16 bytes; the first threads also store what fills no pack."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.phase1_foundations.day01_hello_triton.fill import check
+
+BLOCK = 256
+PACKS = 4  # a thread's: more work for each block that has to be started
+
+SOURCE = CudaSource(Path(__file__).with_name("fill.cu"))
+
+
+def fill(like, value):
+    value = check(like, value)
+    N = like.numel()
+    out = torch.empty_like(like)
+    if N > 0:
+        VEC = 16 // like.element_size()
+        grid = (-(-N // (BLOCK * PACKS * VEC)),)
+        name = f"fill_kernel<{C_TYPE[like.dtype]}, {PACKS}>"
+        SOURCE.launch(name, grid, (BLOCK,), out, np.int64(N), value)
+    return out

@@ -1,0 +1,24 @@
+"""One thread PER_THREAD elements, a block's width apart, all loaded before the first is stored."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.phase1_foundations.day02_memory_operations.strided_copy import check
+
+BLOCK = 256
+PER_THREAD = 6  # loads under way: single elements are small
+
+SOURCE = CudaSource(Path(__file__).with_name("strided_copy.cu"))
+
+
+def strided_copy(x, start, step, n):
+    check(x, start, step, n)
+    out = torch.empty(n, dtype=x.dtype, device=x.device)
+    if n > 0:
+        grid = (-(-n // (BLOCK * PER_THREAD)),)
+        name = f"strided_copy_kernel<{C_TYPE[x.dtype]}, {PER_THREAD}>"
+        SOURCE.launch(name, grid, (BLOCK,), x, out, np.int64(start), np.int64(step), np.int64(n))
+    return out

@@ -1,0 +1,28 @@
+"""A grid of fixed size; a block of threads takes every gridDim-th BLOCK of consecutive elements."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.common.device import programs
+from implementations.phase1_foundations.day04_program_ids.grid_stride_copy import check
+
+THREADS = 256
+PACKS = 4  # of 16 bytes, that each thread has under way at once
+PROGRAMS_PER_SM = 256  # many times what is resident: fewer and longer ones were slower
+
+SOURCE = CudaSource(Path(__file__).with_name("grid_stride_copy.cu"))
+
+
+def grid_stride_copy(x):
+    check(x)
+    N = x.numel()
+    out = torch.empty_like(x)
+    if N > 0:
+        BLOCK = THREADS * PACKS * 16 // x.element_size()
+        grid = (min(-(-N // BLOCK), programs(PROGRAMS_PER_SM)),)
+        name = f"grid_stride_copy_kernel<{C_TYPE[x.dtype]}, {THREADS}, {PACKS}>"
+        SOURCE.launch(name, grid, (THREADS,), x, out, np.int64(N))
+    return out

@@ -1,0 +1,55 @@
+"""A grid of fixed size; a block of threads takes every gridDim-th BLOCK of consecutive elements."""
+
+from functools import cache
+
+import torch
+from numba import cuda, int32, int64
+
+from implementations.common.device import programs
+from implementations.common.numba_cuda import launch
+from implementations.common.numba_ptx import global_address, load_global_16, store_global_16
+from implementations.phase1_foundations.day04_program_ids.grid_stride_copy import check
+
+THREADS = 256
+PACKS = 4  # of 16 bytes, that each thread has under way at once
+PROGRAMS_PER_SM = 256  # many times what is resident: fewer and longer ones were slower
+
+
+@cache  # a closure is Numba's template: VEC is a compile-time constant
+def grid_stride_copy_kernel(VEC):
+    BLOCK = THREADS * PACKS * VEC
+
+    @cuda.jit(launch_bounds=THREADS)
+    def kernel(x, out):
+        N = x.size
+        pid, tid = cuda.blockIdx.x, cuda.threadIdx.x
+        step = int64(cuda.gridDim.x) * BLOCK
+
+        pack = cuda.local.array((PACKS, 4), int32)  # 16 bytes are four registers
+        start = int64(pid) * BLOCK
+        while start + BLOCK <= N:
+            for p in range(PACKS):  # all loads are under way before the first store
+                src = global_address(x, start + (p * THREADS + tid) * VEC)
+                pack[p, 0], pack[p, 1], pack[p, 2], pack[p, 3] = load_global_16(src)
+
+            for p in range(PACKS):
+                dst = global_address(out, start + (p * THREADS + tid) * VEC)
+                store_global_16(dst, (pack[p, 0], pack[p, 1], pack[p, 2], pack[p, 3]))
+            start += step
+
+        # the last, partial BLOCK is left to the one whose turn it is
+        for i in range(start + tid, N, THREADS):
+            out[i] = x[i]
+
+    return kernel
+
+
+def grid_stride_copy(x):
+    check(x)
+    N = x.numel()
+    out = torch.empty_like(x)
+    if N > 0:
+        VEC = 16 // x.element_size()
+        grid = (min(-(-N // (THREADS * PACKS * VEC)), programs(PROGRAMS_PER_SM)),)
+        launch(grid_stride_copy_kernel(VEC), grid, (THREADS,), x, out)
+    return out

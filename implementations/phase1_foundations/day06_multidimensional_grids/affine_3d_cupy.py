@@ -1,0 +1,28 @@
+"""One thread the same pack in ROWS rows; blocks: columns along x, rows along y, matrices z."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.phase1_foundations.day06_multidimensional_grids.affine_3d import check
+
+BLOCK = (32, 8)  # threads along x and y
+ROWS = 4
+
+SOURCE = CudaSource(Path(__file__).with_name("affine_3d.cu"))
+
+
+def affine_3d(x, row_scale, col_bias):
+    check(x, row_scale, col_bias)
+    B, M, N = x.shape
+    out = torch.empty_like(x)
+    if x.numel() > 0:
+        VEC = 16 // x.element_size()
+        if N % VEC:  # rows do not start at a multiple of 16 bytes
+            VEC = 1
+        grid = (-(-N // (BLOCK[0] * VEC)), -(-M // (BLOCK[1] * ROWS)), B)
+        name = f"affine_3d_kernel<{C_TYPE[x.dtype]}, {VEC}, {ROWS}>"
+        SOURCE.launch(name, grid, BLOCK, x, row_scale, col_bias, out, M, np.int64(N))
+    return out

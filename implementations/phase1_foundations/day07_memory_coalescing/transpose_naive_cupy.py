@@ -1,0 +1,24 @@
+"""One block BLOCK elements of a row, one element a thread, each stored into a row of its own."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.phase1_foundations.day07_memory_coalescing.transpose_naive import check
+
+BLOCK = 256
+
+SOURCE = CudaSource(Path(__file__).with_name("transpose_naive.cu"))
+
+
+def transpose_naive(x):
+    check(x)
+    M, N = x.shape
+    out = torch.empty((N, M), dtype=x.dtype, device=x.device)
+    if x.numel() > 0:
+        grid = (M, -(-N // BLOCK))
+        name = f"transpose_naive_kernel<{C_TYPE[x.dtype]}>"
+        SOURCE.launch(name, grid, (BLOCK,), x, out, np.int64(M), np.int64(N))
+    return out

@@ -1,0 +1,54 @@
+// A block moves a TILE x TILE tile, a thread VEC x VEC squares of it. A square is read as packs
+// along N and turned in registers, so that packs along M go to shared memory, from where each
+// thread takes those of another square: its neighbours then store neighbouring packs.
+#include "ptx.cuh"
+
+template <typename T, int VEC, int TILE, int ROWS>
+__global__ void __launch_bounds__(TILE / VEC * ROWS)
+    transpose_tiled_kernel(const T* __restrict__ x, T* __restrict__ out, long long M, long long N) {
+    constexpr int SIDE = TILE / VEC, SQUARES = SIDE / ROWS;  // of a tile's side, of a thread
+    // Pack p of row n stands at p ^ n / VEC, so that neighbouring threads, which write a column of
+    // packs and read a row of them, meet different banks.
+    __shared__ Pack<T, VEC> sTile[TILE][SIDE];
+
+    const unsigned pid = blockIdx.x;
+    const unsigned tiles_m = (M + TILE - 1) / TILE, tiles_n = (N + TILE - 1) / TILE;
+    // along the shorter side first: tiles that share lines are under way together
+    const unsigned pid_m = M <= N ? pid % tiles_m : pid / tiles_n;
+    const unsigned pid_n = M <= N ? pid / tiles_m : pid % tiles_n;
+    const long long m0 = (long long)pid_m * TILE, n0 = (long long)pid_n * TILE;
+    const int c = threadIdx.x;  // the thread's squares are in column c
+
+    Pack<T, VEC> pack[SQUARES][VEC];
+#pragma unroll
+    for (int s = 0; s < SQUARES; ++s) {  // all loads are under way before the first is used
+        const int r = s * ROWS + threadIdx.y;
+        const long long m = m0 + r * VEC, n = n0 + c * VEC;
+        if (m < M && n < N)
+#pragma unroll
+            for (int k = 0; k < VEC; ++k) pack[s][k] = load_pack<VEC>(x + (m + k) * N + n);
+    }
+
+#pragma unroll
+    for (int s = 0; s < SQUARES; ++s) {
+        const int r = s * ROWS + threadIdx.y;
+#pragma unroll
+        for (int j = 0; j < VEC; ++j) {
+            Pack<T, VEC> column;
+#pragma unroll
+            for (int k = 0; k < VEC; ++k) column.v[k] = pack[s][k].v[j];
+            sTile[c * VEC + j][r ^ c] = column;
+        }
+    }
+    __syncthreads();  // the tile is complete
+
+#pragma unroll
+    for (int s = 0; s < SQUARES; ++s) {
+        const int r = s * ROWS + threadIdx.y;
+        const long long n = n0 + r * VEC, m = m0 + c * VEC;
+        if (n < N && m < M)
+#pragma unroll
+            for (int j = 0; j < VEC; ++j)
+                store_pack(out + (n + j) * M + m, sTile[r * VEC + j][c ^ r]);
+    }
+}

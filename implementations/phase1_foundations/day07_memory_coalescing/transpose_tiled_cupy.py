@@ -1,0 +1,30 @@
+"""One block a TILE x TILE tile, one thread squares of it, read and stored as packs of 16 bytes."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.phase1_foundations.day07_memory_coalescing.transpose_tiled import check
+
+TILE_BYTES = 256  # of a tile's row: whole lines of 128 bytes, read and stored
+ROWS = 8  # of squares that a block's threads take at a time
+
+SOURCE = CudaSource(Path(__file__).with_name("transpose_tiled.cu"))
+
+
+def transpose_tiled(x):
+    check(x)
+    M, N = x.shape
+    out = torch.empty((N, M), dtype=x.dtype, device=x.device)
+    if x.numel() > 0:
+        VEC = 16 // x.element_size()
+        if M % VEC or N % VEC:  # rows do not start at a multiple of 16 bytes
+            VEC = 1
+        TILE = TILE_BYTES // x.element_size()
+        grid = (-(-M // TILE) * -(-N // TILE),)
+        block = (TILE // VEC, ROWS)
+        name = f"transpose_tiled_kernel<{C_TYPE[x.dtype]}, {VEC}, {TILE}, {ROWS}>"
+        SOURCE.launch(name, grid, block, x, out, np.int64(M), np.int64(N))
+    return out

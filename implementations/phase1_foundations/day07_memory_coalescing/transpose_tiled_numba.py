@@ -1,0 +1,94 @@
+"""One block a TILE x TILE tile, one thread squares of it, read and stored as packs of 16 bytes."""
+
+from functools import cache
+
+import torch
+from numba import cuda, float32, int64, uint32
+from numba.types import float16
+
+from implementations.common.numba_cuda import launch
+from implementations.common.numba_ptx import load, load_pack, store, store_pack
+from implementations.phase1_foundations.day07_memory_coalescing.transpose_tiled import check
+
+TILE_BYTES = 256  # of a tile's row: whole lines of 128 bytes, read and stored
+ROWS = 8  # of squares that a block's threads take at a time
+
+
+@cuda.jit(device=True)
+def load_one(array, index, values, first):
+    values[first] = load(array, index)
+
+
+@cuda.jit(device=True)
+def store_one(array, index, values, first):
+    store(array, index, values[first])
+
+
+@cache  # a closure is Numba's template: the upper-case names are compile-time constants
+def transpose_tiled_kernel(dtype, VEC, TILE):
+    SIDE = TILE // VEC  # squares along a tile's side
+    SQUARES = SIDE // ROWS  # of a thread
+    HELD = SQUARES * VEC**2
+    SIZE = TILE**2
+    read, write = (load_pack, store_pack) if VEC > 1 else (load_one, store_one)
+
+    @cuda.jit(launch_bounds=SIDE * ROWS)
+    def kernel(x, out, M, N):
+        # Pack p of row n stands at p ^ n // VEC, so that neighbouring threads, which write a column
+        # of packs and read a row of them, meet different banks.
+        sTile = cuda.shared.array(SIZE, dtype, alignment=16)
+
+        pid = uint32(cuda.blockIdx.x)
+        tiles_m, tiles_n = uint32((M + TILE - 1) // TILE), uint32((N + TILE - 1) // TILE)
+        if M <= N:  # along the shorter side first: tiles that share lines are under way together
+            pid_m, pid_n = pid % tiles_m, pid // tiles_m
+        else:
+            pid_m, pid_n = pid // tiles_n, pid % tiles_n
+        m0, n0 = int64(pid_m) * TILE, int64(pid_n) * TILE
+        c = cuda.threadIdx.x  # the thread's squares are in column c
+
+        v = cuda.local.array(HELD, float32)
+        for s in range(SQUARES):
+            r = s * ROWS + cuda.threadIdx.y
+            m, n = m0 + r * VEC, n0 + c * VEC
+            if m < M and n < N:
+                for k in range(VEC):
+                    read(x, (m + k) * N + n, v, (s * VEC + k) * VEC)
+
+        column = cuda.local.array(VEC, float32)
+        for s in range(SQUARES):
+            r = s * ROWS + cuda.threadIdx.y
+            for j in range(VEC):
+                for k in range(VEC):
+                    column[k] = v[(s * VEC + k) * VEC + j]
+                write(sTile, ((c * VEC + j) * SIDE + (r ^ c)) * VEC, column, 0)
+        cuda.syncthreads()  # the tile is complete
+
+        for s in range(SQUARES):
+            r = s * ROWS + cuda.threadIdx.y
+            n, m = n0 + r * VEC, m0 + c * VEC
+            if n < N and m < M:
+                for j in range(VEC):
+                    read(sTile, ((r * VEC + j) * SIDE + (c ^ r)) * VEC, column, 0)
+                    write(out, (n + j) * M + m, column, 0)
+
+    return kernel
+
+
+def transpose_tiled(x):
+    check(x)
+    M, N = x.shape
+    out = torch.empty((N, M), dtype=x.dtype, device=x.device)
+    if x.numel() > 0:
+        VEC = 16 // x.element_size()
+        if M % VEC or N % VEC:  # rows do not start at a multiple of 16 bytes
+            VEC = 1
+        TILE = TILE_BYTES // x.element_size()
+        grid = (-(-M // TILE) * -(-N // TILE),)
+        block = (TILE // VEC, ROWS)
+        # a move needs no conversion: bfloat16 goes as float16, the bits stay
+        bits = torch.float32 if x.dtype == torch.float32 else torch.float16
+        dtype = float32 if x.dtype == torch.float32 else float16
+        kernel = transpose_tiled_kernel(dtype, VEC, TILE)
+        launch(kernel, grid, block, x.view(bits).view(-1), out.view(bits).view(-1), M, N)
+    return out
