@@ -76,21 +76,26 @@ def test_correctly_rounded_agrees(kernel, dtype):
 @pytest.mark.parametrize("mutation", MUTATIONS)
 @pytest.mark.parametrize(("kernel", "dtype"), CASES)
 def test_mutation_disagrees(kernel, dtype, mutation):
-    mutants = 0
+    mutants, constant = 0, True
     for spec, size, inputs, outputs in problems(kernel, dtype):
         for i, y in enumerate(outputs):
+            constant &= y.numel() == 0 or bool((y == y.view(-1)[0]).all())
             mutant = MUTATIONS[mutation](y)
             if not is_same(mutant, y):
                 mutants += 1
                 judged = judge(spec, size, inputs, (*outputs[:i], mutant, *outputs[i + 1 :]))
                 assert judged.error.startswith(f"output {i}: "), size
                 assert judged.margin > 1
+    if constant and not mutants:
+        pytest.skip("all elements of the output are the same by definition")
+    if mutation == "last element NaN" and not dtype.is_floating_point:
+        pytest.skip("integers have no NaN")
     assert mutants > 0
 
 
 def move(want, index):
     """The correctly rounded output with one element moved by ten times its bound, or by one bit."""
-    y = want.value.to(want.dtype)
+    y = want.value.to(want.dtype, copy=True)
     if want.bound is None:
         y.view(-1).view(torch.uint8)[index * y.element_size()] ^= 1
     else:

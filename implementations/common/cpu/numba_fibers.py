@@ -293,6 +293,25 @@ def _of_thread(name):
         raise AttributeError(f"cuda.{name} has no meaning on the CPU tier") from None
 
 
+class Argument(np.ndarray):
+    """An array that a kernel is given. A slice of it must lie within it: NumPy would cut it short,
+    and ignore what is stored beyond."""
+
+    def _check(self, key):
+        if type(key) is slice and key.stop is not None:
+            start = key.start or 0
+            if not 0 <= start <= key.stop <= len(self):
+                raise IndexError(f"{start} to {key.stop} is out of bounds for {len(self)} elements")
+
+    def __getitem__(self, key):
+        self._check(key)
+        return super().__getitem__(key)
+
+    def __setitem__(self, key, value):
+        self._check(key)
+        super().__setitem__(key, value)
+
+
 class Kernel:
     """What `cuda.jit` makes of a function that is launched: kernel[grid, block](*args)."""
 
@@ -308,6 +327,7 @@ class Kernel:
             raise ValueError(f"a block must have at most {MAX_THREADS} threads, got {threads}")
 
         def run(*args):
+            args = tuple(a.view(Argument) if isinstance(a, np.ndarray) else a for a in args)
             for z, y, x in np.ndindex(*reversed(tuple(grid))):
                 Block(Dim3(x, y, z), block, grid, shared_bytes).run(self.function, args)
 
