@@ -26,7 +26,7 @@ from implementations.common import registry
 from implementations.common.check import dtype_name
 from study import counters, ratios, sources, store
 from study.cells import size_text
-from study.ratios import KEY
+from study.ratios import KEY, WARM
 
 PUBLISHED = "nvidia-h100-80gb-hbm3"  # the machine whose data the report is about
 
@@ -160,7 +160,7 @@ class Data:
                 if kernel.startswith("_"):  # ceilings and the floor measure no source
                     continue
                 known = kernel in registry.kernels()
-                if not known or measured != sources.source_hash(kernel, backend):
+                if not known or measured != sources.source_hash(kernel, backend.removesuffix(WARM)):
                     found.append(f"{name}.csv: {kernel}-{backend}")
         return found
 
