@@ -50,9 +50,12 @@ def samples(failed: Mapping[tuple[str, str], str]) -> pd.DataFrame:
                 work, name = spec.work(dtype, **size), dtype_name(dtype)
                 memory = work.unit == "GB/s"
                 best = work.bytes / 3e6 if memory else work.flops / 690e6  # µs at the limit
+                moved = spec.traffic(dtype, **size) if spec.traffic else work.bytes
+                slow = max(moved / work.bytes if memory else 1, 256 / size.get("block_size", 256))
                 cell = f"{kernel}-{name}-{size_text(size)}"
                 for backend in (*registry.BACKENDS, *spec.baselines):
-                    us = best / (REACHED if memory else MATMUL).get(backend, 0.95) + FLOOR_US
+                    reached = (REACHED if memory else MATMUL).get(backend, 0.95)
+                    us = slow * best / reached + FLOOR_US
                     source = source_hash(kernel, backend)
                     entry(cell, (kernel, backend, name, size_text(size)), us, source)
                     if backend == "triton" and size == spec.headline:

@@ -75,7 +75,7 @@ def test_seed_is_the_same_everywhere():
 
 def test_run_in_a_worker(tmp_path, capsys):
     assert verify.run(select("vector_add", "triton"), large=False, data=tmp_path)
-    assert "16 of 16" in capsys.readouterr().out
+    assert "24 of 24" in capsys.readouterr().out
     assert bool(list(tmp_path.iterdir())) == (DEVICE == "cuda")
 
 
@@ -85,13 +85,16 @@ FAILED = ("failed", "killed by SIGSEGV")
 UNAVAILABLE = ("unavailable", "needs compute capability 9.0, this is 8.6")
 
 
+BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
+
+
 @pytest.fixture
 def verify_all(monkeypatch, tmp_path):
-    """`verify.run` with the outcome of each cell given by its dtype instead of by running it."""
+    """`verify.run` with the outcome of each cell given by its dtype's bits instead of by running it."""
 
     def run(outcomes, backends=None, large=False):
         monkeypatch.setattr(
-            verify, "_call", lambda _, cell: verify._row(cell, *outcomes[cell.dtype])
+            verify, "_call", lambda _, cell: verify._row(cell, *outcomes[BITS[cell.dtype]])
         )
         return verify.run(select("vector_add", backends), large=large, data=tmp_path)
 
@@ -105,20 +108,20 @@ def verify_all(monkeypatch, tmp_path):
     ids=lambda outcome: outcome[0] if isinstance(outcome, tuple) else "",
 )
 def test_run_says_what_is_wrong(verify_all, capsys, half, agree):
-    assert verify_all({"float32": AGREES, "float16": half}) == agree
+    assert verify_all({32: AGREES, 16: half}) == agree
     said = capsys.readouterr().out
     line = f"vector_add-numba-float16-N=1025 {half[0]}: {half[1]}\n"
     assert (line in said) == (not agree)
 
 
 def test_nothing_verified_is_no_success(verify_all):
-    assert not verify_all({"float32": UNAVAILABLE, "float16": UNAVAILABLE})
+    assert not verify_all({32: UNAVAILABLE, 16: UNAVAILABLE})
 
 
 def test_missing_backend_counts_only_where_asked_for(verify_all, monkeypatch, capsys):
     reasons = {"numba": "package numba is not installed"}
     monkeypatch.setattr(registry, "missing", reasons.get)
-    outcomes = {"float32": AGREES, "float16": AGREES}
+    outcomes = {32: AGREES, 16: AGREES}
     assert verify_all(outcomes)
     assert capsys.readouterr().out.count("numba cannot run here: package numba") == 1
     assert not verify_all(outcomes, backends="numba,triton")
@@ -133,13 +136,13 @@ def saved(monkeypatch, tmp_path):
 
 
 def test_rows_are_replaced_cell_by_cell(verify_all, saved):
-    verify_all({"float32": AGREES, "float16": FAILED}, large=True)
+    verify_all({32: AGREES, 16: FAILED}, large=True)
     rows = saved()
     headline = size_text(registry.spec("vector_add").headline)
     assert len(rows) == 3 * 2 * 9
     assert rows.loc[("vector_add", "cupy", "float16", headline), "error"] == "killed by SIGSEGV"
 
-    verify_all({"float32": AGREES, "float16": AGREES}, backends="cupy")
+    verify_all({32: AGREES, 16: AGREES}, backends="cupy")
     again = saved()
     assert len(again) == len(rows)
     changed = again["status"] != rows["status"].reindex(again.index)
@@ -178,7 +181,7 @@ def test_sanitizers_find_nothing_and_say_what_fails(capsys, monkeypatch):
     few = dataclasses.replace(registry.spec("vector_add"), check_sizes=({"N": 1025},))
     monkeypatch.setattr(registry, "spec", lambda kernel: few)
     assert verify.sanitize(select("vector_add"))
-    assert capsys.readouterr().out.count("2 of 2") == 2
+    assert capsys.readouterr().out.count("3 of 3") == 2
 
     monkeypatch.setattr(verify, "_call", lambda _, cell: verify._row(cell, *FAILED))
     assert not verify.sanitize(select("vector_add"))
