@@ -90,7 +90,7 @@ BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 
 @pytest.fixture
 def verify_all(monkeypatch, tmp_path):
-    """`verify.run` with the outcome of each cell given by its dtype's bits instead of by running it."""
+    """`verify.run` with the outcome of each cell given by its bits instead of by running it."""
 
     def run(outcomes, backends=None, large=False):
         monkeypatch.setattr(
@@ -139,14 +139,17 @@ def test_rows_are_replaced_cell_by_cell(verify_all, saved):
     verify_all({32: AGREES, 16: FAILED}, large=True)
     rows = saved()
     headline = size_text(registry.spec("vector_add").headline)
-    assert len(rows) == 3 * 2 * 9
+    assert len(rows) == 3 * 3 * 9
     assert rows.loc[("vector_add", "cupy", "float16", headline), "error"] == "killed by SIGSEGV"
 
     verify_all({32: AGREES, 16: AGREES}, backends="cupy")
     again = saved()
     assert len(again) == len(rows)
     changed = again["status"] != rows["status"].reindex(again.index)
-    assert {key[1:3] for key in again[changed].index} == {("cupy", "float16")}
+    assert {key[1:3] for key in again[changed].index} == {
+        ("cupy", "float16"),
+        ("cupy", "bfloat16"),
+    }
     assert list(again.columns) == "rule margin rms deterministic status error source_hash".split()
 
 
