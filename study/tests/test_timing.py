@@ -60,6 +60,8 @@ def test_number_of_input_sets(monkeypatch):
     assert timing.set_count(150, implementations=8) == 2
     assert timing.set_count(1000, implementations=8) == 1  # two sets do not fit
     assert timing.set_count(0, implementations=8) == 150
+    Gpu.L2_cache_size = 50_000
+    assert timing.set_count(7, implementations=8) == timing.MOST_SETS
 
 
 def test_input_sets_are_equal_and_apart():
