@@ -72,8 +72,9 @@ class Task:
 class Record:
     """What is measured on one machine, and the files that hold it.
 
-    Raises DamagedData where a file cannot be read. Saving goes on in the background, so that the
-    GPU does not cool down meanwhile; what it raises is raised at the next call.
+    Raises DamagedData where a file cannot be read. What is measured is saved in the background, so
+    that the GPU does not cool down meanwhile; what that raises is raised at the next call. What
+    follows from it, timings.csv and protocol.csv, is written at the end.
     """
 
     def __init__(self, folder: Path):
@@ -92,6 +93,8 @@ class Record:
         with self._pool:
             if self._saving and kind in (None, KeyboardInterrupt):
                 self._saving.result()
+                store.write(self.folder / "timings.csv", self.timings())
+                store.write(self.folder / "protocol.csv", ratios.protocol(self.samples))
 
     def backends(self, group: Group) -> set[str]:
         """The backends that were ever timed in a group."""
@@ -143,7 +146,7 @@ class Record:
         return ratios.derive(samples, self.checks, work, reference)
 
     def save(self) -> None:
-        """Write all files, once those of the last call are written."""
+        """Write what was measured, once that of the last call is written."""
         if self._saving:
             self._saving.result()
         self._saving = self._pool.submit(self._write)
@@ -152,8 +155,6 @@ class Record:
         store.write(self.folder / "samples.parquet", self.samples)
         if not self.checks.empty:
             store.write(self.folder / "crosschecks.csv", self.checks)
-        store.write(self.folder / "timings.csv", self.timings())
-        store.write(self.folder / "protocol.csv", ratios.protocol(self.samples))
 
 
 def _joined(table: pd.DataFrame, rows: list[dict]) -> pd.DataFrame:

@@ -49,7 +49,7 @@ def intervals(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-@cache  # a table is derived again after every cell, most of it from old samples
+@cache  # the same samples are asked for again: by the summary, by the claims
 def _bootstrap(logs: bytes, sizes: tuple[int, ...]) -> tuple[float, float, float]:
     """Ratio, low and high; `logs` are float64, the processes one after another."""
     values = np.frombuffer(logs)
