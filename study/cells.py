@@ -1,7 +1,7 @@
 """A cell is one measurement: a kernel, a backend, a dtype and a size. Selection, and text form."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from implementations.common.spec import Size
 
 
 class UnknownName(RuntimeError):
-    """A kernel or backend name that does not exist; the message offers the nearest ones."""
+    """The name of a kernel, backend or machine that does not exist."""
 
     exit_code = 2  # of the command line
 
@@ -77,14 +77,19 @@ class Selection:
                         yield Cell(kernel, backend, dtype_name(dtype), size_text(size))
 
 
+def must_be_known(kind: str, name: str, known: Sequence[str]) -> None:
+    """Raises UnknownName, which offers the nearest, for a `name` that is not among the `known`."""
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
+        raise UnknownName(f"no {kind} is called {name!r}; the nearest: {', '.join(near)}")
+
+
 def _pick(kind: str, wanted: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
     if wanted is None:
         return known
     names = [name.strip() for name in wanted.split(",") if name.strip()]
     for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
-            raise UnknownName(f"no {kind} is called {name!r}; the nearest: {', '.join(near)}")
+        must_be_known(kind, name, known)
     return tuple(name for name in known if name in names)
 
 

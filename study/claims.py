@@ -14,7 +14,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,8 @@ COLUMNS = {
     "counters": counters.COLUMNS,
 }
 NOT_RANKED = ("launch-bound", "no verdict")
+SOURCE = ["kernel", "backend", "source_hash"]  # of a row: what it measured
+OF_A_SOURCE = ("agreement", "timings", "complexity", "radon", "codegen", "counters")
 
 
 class State(Enum):
@@ -136,10 +138,9 @@ class Data:
                 raise store.DamagedData(f"{path} must have the column(s) {', '.join(missing)}")
             return found
 
-        environment = home / "environment.json"
         return cls(
             machine,
-            json.loads(environment.read_text()) if environment.exists() else {},
+            _environment(home / "environment.json"),
             table(home / "agreement.csv"),
             table(home / "timings.csv"),
             table(home / "samples.parquet"),
@@ -153,16 +154,20 @@ class Data:
     @cached_property
     def stale(self) -> list[str]:
         """The implementations whose rows measured another source than the one on the disk."""
-        found = []
-        for name in ("agreement", "timings", "complexity", "radon", "codegen", "counters"):
-            rows = getattr(self, name)[["kernel", "backend", "source_hash"]].drop_duplicates()
-            for kernel, backend, measured in rows.itertuples(index=False):
-                if kernel.startswith("_"):  # ceilings and the floor measure no source
-                    continue
-                known = kernel in registry.kernels()
-                if not known or measured != sources.source_hash(kernel, backend.removesuffix(WARM)):
-                    found.append(f"{name}.csv: {kernel}-{backend}")
-        return found
+        return [
+            f"{name}.csv: {kernel}-{backend}"
+            for name in OF_A_SOURCE
+            for kernel, backend, _ in _stale(getattr(self, name))
+        ]
+
+    def current(self) -> "Data":
+        """The same without the rows that `stale` names."""
+        kept = {}
+        for name in OF_A_SOURCE:
+            table = getattr(self, name)
+            old = pd.MultiIndex.from_tuples(_stale(table), names=SOURCE)
+            kept[name] = table[~pd.MultiIndex.from_frame(table[SOURCE]).isin(old)]
+        return replace(self, **kept)
 
     def cell(self, kernel: str, backend: str, dtype: str | None = None, size: str | None = None):
         """The row of timings.csv (a Series), by default at the headline dtype and size, or None."""
@@ -260,6 +265,25 @@ class Data:
         t = self.timings
         names = t[(t.kernel == kernel) & t.ceiling.notna()].ceiling
         return str(names.iloc[0]) if len(names) else "not measured"
+
+
+def _environment(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise store.DamagedData(f"{path} is damaged and was left untouched: {error}") from error
+
+
+def _stale(table: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """The kernels, backends and hashes of which the source on the disk is another."""
+    found = []
+    for kernel, backend, measured in table[SOURCE].drop_duplicates().itertuples(index=False):
+        if kernel.startswith("_"):  # ceilings and the floor measure no source
+            continue
+        known = kernel in registry.kernels()
+        if not known or measured != sources.source_hash(kernel, backend.removesuffix(WARM)):
+            found.append((kernel, backend, measured))
+    return found
 
 
 def _row(table: pd.DataFrame, kernel: str, backend: str, dtype: str | None, size: str | None):

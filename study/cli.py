@@ -159,6 +159,29 @@ def report(
 
 
 @app.command()
+def compare(
+    machine: Annotated[
+        str | None, typer.Argument(help="Its folder in data/; else this one, or the only other.")
+    ] = None,
+    kernels: Kernels = None,
+    backends: Backends = None,
+    phase: Phase = None,
+    out: Annotated[Path | None, typer.Option(help="A Markdown file that gets the same.")] = None,
+    data: Data = DATA,
+):
+    """Tell which published conclusions hold on another machine, are reversed, or are undecided.
+
+    Each stands with the numbers that decide it, of both machines. Below stand the speeds of each
+    two backends, one over the other, at the headline size of each kernel; --kernels, --backends and
+    --phase narrow these down. Nothing is measured: `study measure` does that.
+    """
+    from study import compare as module
+    from study.cells import select
+
+    module.run(select(kernels, backends, phase), machine, data=data, out=out)
+
+
+@app.command()
 def status(
     kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA
 ):

@@ -132,6 +132,31 @@ def compiled(function: Callable) -> Callable:
     return call
 
 
+def by_cupy(function: Callable) -> Callable:
+    """A function of CuPy arrays as one of torch tensors: in torch's memory, on its current stream.
+
+    Raises Unavailable for bfloat16, which CuPy lacks.
+    """
+
+    def call(*args):
+        import cupy
+
+        from implementations.common.registry import Unavailable
+
+        if any(isinstance(x, torch.Tensor) and x.dtype == torch.bfloat16 for x in args):
+            raise Unavailable("CuPy has no bfloat16")
+        arrays = [cupy.asarray(x) if isinstance(x, torch.Tensor) else x for x in args]
+        memory = cupy.cuda.PythonFunctionAllocator(
+            torch.cuda.caching_allocator_alloc,
+            lambda pointer, device: torch.cuda.caching_allocator_delete(pointer),
+        )
+        stream = cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
+        with stream, cupy.cuda.using_allocator(memory.malloc):
+            return torch.as_tensor(function(*arrays), device="cuda")
+
+    return call
+
+
 def generator(device: str | torch.device, seed: int) -> torch.Generator:
     """A torch generator on `device`, seeded."""
     return torch.Generator(device=device).manual_seed(seed)
