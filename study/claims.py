@@ -211,9 +211,12 @@ class Data:
             return Estimate()
         return Estimate(*found.iloc[0], ".3f", ours.note or theirs.note)
 
+    @cached_property
+    def _by_source(self) -> dict[tuple, pd.DataFrame]:
+        return dict(iter(self.samples.groupby([*KEY, "source_hash"], sort=False)))
+
     def _rounds(self, row: pd.Series) -> pd.DataFrame:
-        s = self.samples
-        return s[(s[[*KEY, "source_hash"]] == row[[*KEY, "source_hash"]]).all(axis=1)]
+        return self._by_source.get(tuple(row[[*KEY, "source_hash"]]), self.samples.iloc[:0])
 
     def margin(self, kernel: str, backend: str) -> Estimate:
         """The largest error over its bound, of all dtypes and sizes; at most 1 where all agree."""

@@ -124,35 +124,11 @@ def compiled(function: Callable) -> Callable:
 
     @cache
     def build():
+        torch._dynamo.config.recompile_limit = 1000  # beyond it a new size would not be compiled
         return torch.compile(function, dynamic=False)
 
     def call(*args):
         return build()(*args)
-
-    return call
-
-
-def by_cupy(function: Callable) -> Callable:
-    """A function of CuPy arrays as one of torch tensors: in torch's memory, on its current stream.
-
-    Raises Unavailable for bfloat16, which CuPy lacks.
-    """
-
-    def call(*args):
-        import cupy
-
-        from implementations.common.registry import Unavailable
-
-        if any(isinstance(x, torch.Tensor) and x.dtype == torch.bfloat16 for x in args):
-            raise Unavailable("CuPy has no bfloat16")
-        arrays = [cupy.asarray(x) if isinstance(x, torch.Tensor) else x for x in args]
-        memory = cupy.cuda.PythonFunctionAllocator(
-            torch.cuda.caching_allocator_alloc,
-            lambda pointer, device: torch.cuda.caching_allocator_delete(pointer),
-        )
-        stream = cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
-        with stream, cupy.cuda.using_allocator(memory.malloc):
-            return torch.as_tensor(function(*arrays), device="cuda")
 
     return call
 

@@ -415,6 +415,17 @@ __global__ void copy(const float4* x, float4* out) {
     if (PENDING < 3) cp_async_wait<PENDING>();
     for (int i = 0; i < 3; ++i) out[i] = s[i];
 }
+
+template <bool WAITS>
+__global__ void reuse(const float4* x, float4* out) {
+    __shared__ float4 s;
+    cp_async_16(&s, x, 0);
+    cp_async_commit();
+    if (WAITS) cp_async_wait<0>();
+    s = make_float4(1.f, 2.f, 3.f, 4.f);
+    __syncthreads();
+    *out = s;
+}
 """
 
 
@@ -453,6 +464,14 @@ def test_cp_async_arrives_at_the_wait(run, pending):
     x[1, 2:] = x[2] = 0  # only the first bytes were asked for
     arrived = 3 - pending
     assert torch.equal(out[:arrived], x[:arrived]) and out[arrived:].isnan().all()
+
+
+def test_cp_async_may_arrive_late(run):
+    x, out = torch.zeros(4), torch.zeros(4)
+    run(PTX, "reuse<true>", 1, x, out)
+    assert out.tolist() == [1, 2, 3, 4]
+    run(PTX, "reuse<false>", 1, x, out)
+    assert out.isnan().all()
 
 
 # --- errors --------------------------------------------------------------------------------------

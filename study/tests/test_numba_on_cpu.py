@@ -317,6 +317,26 @@ def test_copies_arrive_at_the_wait_and_no_earlier(waits):
         assert np.isnan(out).all()
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_cp_async_may_arrive_late(waits):
+    wait = ptx.cp_async_wait(0)
+
+    def kernel(out, x):
+        s = cuda.shared.array(4, float32)
+        ptx.cp_async_16(ptx.shared_address(s, 0), ptx.global_address(x, 0), 0)
+        ptx.cp_async_commit()
+        if waits:
+            wait()
+        for i in range(4):
+            s[i] = float32(i)
+        cuda.syncthreads()
+        for i in range(4):
+            out[i] = s[i]
+
+    out = run(kernel, np.zeros(4, np.float32), np.zeros(4, np.float32), block=(1,))
+    assert list(out) == [0, 1, 2, 3] if waits else np.isnan(out).all()
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_packs(dtype):
     size = 16 // dtype().itemsize

@@ -15,7 +15,7 @@ import random
 import sys
 from collections import defaultdict, deque
 from functools import cache, partial
-from itertools import count, groupby
+from itertools import chain, count, groupby
 from types import FunctionType, SimpleNamespace
 
 import numpy as np
@@ -113,6 +113,9 @@ class Block:
 
     def meet(self, key, expected, who, value, combine):
         """Wait until `expected` threads are at `key`; what `combine` makes of their values."""
+        if value is None:  # a barrier: copies under way to shared memory are still undefined
+            for dst, values in chain(*thread_state().get("copies", ())):
+                dst[: len(values)].view(np.uint8)[:] = 0xFF
         meeting = self.meetings.get(key)
         if meeting is None:
             meeting = self.meetings[key] = Meeting()

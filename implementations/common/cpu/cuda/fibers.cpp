@@ -149,7 +149,11 @@ Meeting& find(std::deque<Meeting>& meetings, Call call, unsigned mask, size_t ex
 template <typename Complete>
 void join(Meeting& meeting, Call call, bool orders, Complete complete) {
     int* token = &meeting.count[meeting.round % 2];
-    if (orders) release(token);
+    if (orders) {
+        for (Copy& copy : running().copies)  // still under way: what is there is undefined
+            memset(copy.dst, 0xFF, sizeof copy.bytes);
+        release(token);
+    }
     if (meeting.waiting.size() + 1 < meeting.expected) {
         meeting.waiting.push_back(&running());
         running().call = call;
