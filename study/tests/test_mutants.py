@@ -186,7 +186,7 @@ def test_mutants_are_made_once_each(kernel, backend):
             "deadlock"),
         ("RuntimeError: AddressSanitizer: heap-buffer-overflow: read of size 4 at k.cu:8 by ...",
             "addresses"),
-        ("InterpreterError: RuntimeError('an address of create_masked_load lies in no tensor')",
+        ("InterpreterError: RuntimeError('1 address(es) of create_masked_load lie in no tensor')",
             "addresses"),
         ("RuntimeError: ThreadSanitizer: data race: read of size 4 at k.cu:8 by thread (1, 0, 0)",
             "races"),
