@@ -17,7 +17,6 @@ COMMANDS = (
     "mutants",
     "measure",
     "counters",
-    "stability",
     "inspect",
     "complexity",
     "report",
