@@ -24,7 +24,7 @@ import pandas as pd
 
 from implementations.common import registry
 from implementations.common.check import dtype_name
-from study import counters, ratios, sources, store
+from study import counters, ratios, sources, stability, store
 from study.cells import size_text
 from study.ratios import KEY, WARM
 
@@ -39,10 +39,14 @@ COLUMNS = {
     "radon": ["kernel", "backend", "source_hash"],
     "codegen": [*KEY, "sizes", "variant", "registers", "error", "source_hash"],
     "counters": counters.COLUMNS,
+    "stability": stability.COLUMNS,
 }
 NOT_RANKED = ("launch-bound", "no verdict")
 SOURCE = ["kernel", "backend", "source_hash"]  # of a row: what it measured
-OF_A_SOURCE = ("agreement", "timings", "complexity", "radon", "codegen", "counters")
+OF_A_SOURCE = (
+    *("agreement", "timings", "counters", "stability"),  # of a machine
+    *("complexity", "radon", "codegen"),
+)
 
 
 class State(Enum):
@@ -124,6 +128,7 @@ class Data:
     radon: pd.DataFrame
     codegen: pd.DataFrame
     counters: pd.DataFrame
+    stability: pd.DataFrame
 
     @classmethod
     def load(cls, folder: Path, machine: str = PUBLISHED) -> "Data":
@@ -149,6 +154,7 @@ class Data:
             table(folder / "radon.csv"),
             table(folder / "codegen.csv"),
             table(home / "counters.csv"),
+            table(home / "stability.csv"),
         )
 
     @cached_property
@@ -257,6 +263,23 @@ class Data:
             return Estimate()
         note = "failed" if isinstance(row.error, str) and row.error else ""
         return Estimate(row[what], row[what], row[what], style, note)
+
+    def finite(self, kernel: str, backend: str, dtype=None, scale=None) -> Estimate:
+        """The share of rows that come out finite: the least of the dtypes and scales not given."""
+        return self._least("finite", "%", kernel, backend, dtype, scale)
+
+    def largest(self, kernel: str, backend: str, dtype=None) -> Estimate:
+        """The largest input that comes out finite and right: the least of all dtypes, or of one."""
+        return self._least("largest", ".6g", kernel, backend, dtype)
+
+    def _least(self, column: str, style: str, kernel, backend, dtype, scale=None) -> Estimate:
+        s = self.stability
+        rows = s[(s.kernel == kernel) & (s.backend == backend)]
+        rows = rows[rows.dtype == dtype] if dtype else rows
+        if rows.error.notna().any():
+            return Estimate(note="failed")
+        least = rows[(rows.scale == scale) | (scale is None)][column].min()
+        return Estimate(least, least, least, style)
 
     def tokens(self, kernel: str, backend: str, to=None) -> Estimate:
         """Tokens of all scopes without shared helpers, or their ratio to another backend's."""
@@ -379,6 +402,8 @@ class Prose:
             "ceiling",
             "machine_code",
             "counter",
+            "finite",
+            "largest",
         )
         self.environment.globals = {
             **{name: getattr(data, name) for name in methods},

@@ -117,6 +117,23 @@ def counters(
 
 
 @app.command()
+def stability(
+    kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA
+):
+    """See how large the inputs of a softmax may grow before its result is not finite, or wrong.
+
+    Without a GPU the kernels run on the CPU tier and nothing is saved; with one, the share of
+    finite rows and the error at each scale of the inputs, and the largest input that comes out
+    right, go to data/<machine>/stability.csv. Exit code 1 if a kernel fails.
+    """
+    from study import stability as module
+    from study.cells import select
+
+    if not module.run(select(kernels, backends, phase), data=data):
+        raise typer.Exit(1)
+
+
+@app.command()
 def inspect(
     kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA
 ):
@@ -195,12 +212,14 @@ def status(
 
 @app.command()
 def run(kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA):
-    """Do the whole study: verify, measure (with a GPU) or inspect (without), complexity, report."""
+    """Do the whole study: verify, measure and stability (with a GPU) or inspect (without one),
+    complexity, report."""
     from implementations import DEVICE
 
     verify(kernels, backends, phase, large=True, data=data)
     if DEVICE == "cuda":
         measure(kernels, backends, phase, data=data)
+        stability(kernels, backends, phase, data=data)
     else:
         inspect(kernels, backends, phase, data=data)
     complexity(kernels, backends, phase, data=data)

@@ -21,6 +21,7 @@ from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
 from implementations.common import registry  # noqa: E402
+from implementations.common.check import dtype_name  # noqa: E402
 from study.cells import parse_size  # noqa: E402
 from study.claims import Data, headline  # noqa: E402
 from study.ratios import WARM  # noqa: E402
@@ -382,11 +383,68 @@ def error_over_bound(data: Data) -> Figure:
     return figure
 
 
+def stability(data: Data) -> Figure:
+    """The error in the finite rows over the scale of the inputs, beside the unit roundoff, a row of
+    panels a kernel, a panel a dtype. Crosses are where not all rows are finite.
+    """
+    kernels = [k for k in registry.kernels() if registry.spec(k).scales]
+    dtypes = list(dict.fromkeys(d for k in kernels for d in registry.spec(k).dtypes))
+    shape = (len(kernels), len(dtypes)) if kernels else (1, 1)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            *shape,
+            figsize=(7.0, 1.0 + 1.5 * shape[0]),
+            sharex=True,
+            sharey="col",
+            squeeze=False,
+            layout="constrained",
+        )
+        for i, ax in enumerate(axes.flat if kernels else ()):
+            kernel, dtype = kernels[i // len(dtypes)], dtypes[i % len(dtypes)]
+            unit = torch.finfo(dtype).eps / 2
+            column = data.stability[data.stability.dtype == dtype_name(dtype)]
+            panel = column[(column.kernel == kernel) & column.finite.notna()]
+            if panel.empty:
+                _empty(ax)
+            ax.set(xscale="log", yscale="log")
+            ax.set_ylim(unit / 10, max(30 * unit, 3 * column.relative_error.max()))
+            for backend, look in looks().items():
+                line = panel[panel.backend == backend]
+                style = {"marker": look.marker, "color": look.color, "ms": 3.5, "lw": 1.2}
+                ls = (0, look.dashes) if look.dashes else "-"
+                ax.plot(line.scale, line.relative_error, ls=ls, **style)
+            broken = panel[panel.finite < 1].scale.unique()
+            top, inside = np.full(len(broken), 0.93), ax.get_xaxis_transform()
+            ax.plot(broken, top, "x", color=INK, ms=4.5, transform=inside)
+            ax.axhline(unit, color=INK, lw=1, ls=(0, (2, 2)), zorder=1)
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.yaxis.set_minor_locator(NullLocator())
+            ax.set_title(f"{kernel}, {dtype_name(dtype)}", fontsize=8)
+        figure.supxlabel("scale of the inputs", fontsize=9)
+        figure.supylabel("largest error / largest element of its row", fontsize=9)
+        entries = {
+            registry.BACKENDS[backend].title: Line2D(
+                *([], []),
+                color=look.color,
+                marker=look.marker,
+                ls=(0, look.dashes) if look.dashes else "-",
+                ms=3.5,
+            )
+            for backend, look in looks().items()
+        }
+        entries["unit roundoff"] = Line2D([], [], color=INK, lw=1, ls=(0, (2, 2)))
+        entries["some rows not finite"] = Line2D([], [], color=INK, marker="x", ls="")
+        _legend(figure, entries)
+        sns.despine(figure)
+    return figure
+
+
 def every(data: Data) -> dict[str, Figure]:
     """File name → figure, for the whole report."""
     return {
         "speed_against_complexity": speed_against_complexity(data),
         "error_over_bound": error_over_bound(data),
+        "stability": stability(data),
         **{f"time_by_size_{k}": time_by_size(data, k) for k in registry.kernels()},
         **{
             f"memory_levels_{k}": memory_levels(data, k)

@@ -17,8 +17,10 @@ import pandas as pd
 from rich.table import Table
 
 from implementations.common import registry
+from implementations.common.check import dtype_name
 from study.claims import Claim, Data, Estimate, Prose, State, headline, number
 from study.progress import console, progress
+from study.stability import SIZE
 
 ROOT = Path(__file__).parents[1]
 TEXT = ROOT / "report" / "text"
@@ -30,6 +32,7 @@ ALT = {
     "time_by_size": "Speed by size, with the measured ceiling",
     "memory_levels": "Speed from the smallest size to the largest, in the L2 and in DRAM",
     "error_over_bound": "Largest error over its bound",
+    "stability": "Error by the scale of the inputs, with the unit roundoff",
 }
 NEEDED = {"jinja2": "jinja2", "matplotlib": "matplotlib", "seaborn": "seaborn"} | {
     "markdown_it": "markdown-it-py",
@@ -101,6 +104,7 @@ def document(data: Data, prose: Prose, text: Path = TEXT) -> str:
         "sizes": _sizes,
         "implementations": _implementations,
         "machine code": _machine_code,
+        "largest inputs": _largest_inputs,
         "agreement": _agreement,
         "metrics": _metrics,
         "timings": _timings,
@@ -116,6 +120,8 @@ def document(data: Data, prose: Prose, text: Path = TEXT) -> str:
         ),
         summary=summary,
         spec=registry.spec,
+        first_scaled=next((k for k in registry.kernels() if registry.spec(k).scales), ""),
+        studied=SIZE,
         links=_links,
         alt=ALT,
         claims=prose.claims,
@@ -218,6 +224,17 @@ def _machine_code(data: Data, kernel: str) -> list[dict]:
         | {title: f"{row[columns].sum():,.0f}" for title, columns in CODE.items()}
         for backend in registry.BACKENDS
         for _, row in data.launched(kernel, backend).iterrows()
+    ]
+
+
+def _largest_inputs(data: Data) -> list[dict]:
+    return [
+        {"kernel": f"`{kernel}`", "dtype": name}
+        | {_title(b): data.largest(kernel, b, name) for b in (*registry.BACKENDS, baseline)}
+        for kernel in registry.kernels()
+        for spec, baseline in [(registry.spec(kernel), _baseline(kernel))]
+        if spec.scales
+        for name in map(dtype_name, spec.dtypes)
     ]
 
 

@@ -18,3 +18,9 @@ def programs(per_multiprocessor: int) -> int:
     if DEVICE == "cuda":
         return per_multiprocessor * torch.cuda.get_device_properties().multi_processor_count
     return WITHOUT_GPU[DEVICE] * (per_multiprocessor if DEVICE == "compile" else 1)
+
+
+@cache
+def clusters() -> bool:
+    """Whether blocks can run in clusters: from compute capability 9.0 on, and on the CPU tier."""
+    return DEVICE != "cuda" or torch.cuda.get_device_capability() >= (9, 0)

@@ -154,7 +154,9 @@ def sources(kernel: str, backend: str) -> tuple[Path, ...]:
     own = [p for p in (folder / f"{kernel}_{backend}.py",) if p.exists()]
     if backend == "cupy" and (cu := folder / f"{kernel}.cu").exists():
         own.append(cu)
-    helpers = re.compile(r'#include "(\w+\.cuh)"|from implementations\.common\.(numba_ptx) import')
+    helpers = re.compile(
+        r'#include "(\w+\.cuh)"|from implementations\.common\.(numba_(?:ptx|cluster)) import'
+    )
     shared = set(BACKENDS[backend].shared)
     for path in own:
         for header, module in helpers.findall(path.read_text()):

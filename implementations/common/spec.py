@@ -64,6 +64,7 @@ class Agreement:
 
 EXACT = Agreement("exact")
 COMPOSITE = Agreement("composite")
+SCALES = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)  # of a softmax's inputs
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class KernelSpec:
     machine_code: what it must hold in every backend at the headline size, of "wide loads" and "wide
         stores" (128 bits a thread) and "tensor cores".
     sources: papers and pages the kernel follows.
+    scales: what its inputs are multiplied by in the stability study.
     """
 
     name: str
@@ -109,6 +111,7 @@ class KernelSpec:
     refused: Mapping[str, Callable[..., tuple]] = field(default_factory=dict)
     machine_code: tuple[str, ...] = ("wide loads", "wide stores")
     sources: tuple[str, ...] = ()
+    scales: tuple[float, ...] = ()
 
     def __post_init__(self):
         if self.headline not in self.bench_sizes:
@@ -129,6 +132,31 @@ def compiled(function: Callable) -> Callable:
 
     def call(*args):
         return build()(*args)
+
+    return call
+
+
+def by_cupy(name: str, **options) -> Callable:
+    """CuPy's own function `name` of torch tensors: in torch's memory, on its current stream.
+
+    Raises Unavailable for bfloat16, which CuPy lacks.
+    """
+
+    def call(*args):
+        import cupy
+
+        from implementations.common.registry import Unavailable
+
+        if any(x.dtype == torch.bfloat16 for x in args):
+            raise Unavailable("CuPy has no bfloat16")
+        memory = cupy.cuda.PythonFunctionAllocator(
+            torch.cuda.caching_allocator_alloc,
+            lambda pointer, device: torch.cuda.caching_allocator_delete(pointer),
+        )
+        stream = cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
+        with stream, cupy.cuda.using_allocator(memory.malloc):
+            arrays = (cupy.asarray(x) for x in args)
+            return torch.as_tensor(getattr(cupy, name)(*arrays, **options), device="cuda")
 
     return call
 

@@ -3,10 +3,12 @@
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from implementations.common import registry
 from implementations.common.check import dtype_name
@@ -17,6 +19,7 @@ from study.codegen import CLASSES
 from study.measure import reference, work
 from study.ratios import KEY, SLOWER, TWICE, derive, protocol
 from study.sources import source_hash
+from study.stability import cells
 
 REACHED = {"triton": 0.995, "cupy": 0.985, "numba": 0.975, "torch": 0.61}  # of the limit
 MATMUL = {"triton": 0.95, "cupy": 0.62, "numba": 0.6, "cublas": 1.0}
@@ -173,6 +176,24 @@ def codegen() -> pd.DataFrame:
     )
 
 
+def stability() -> pd.DataFrame:
+    """stability.csv: `softmax_naive` overflows from 88.5 on, the others stay right."""
+    rows = []
+    for kernel in registry.kernels():
+        for cell in cells(kernel, registry.BACKENDS):
+            for scale in registry.spec(kernel).scales:
+                info, naive = torch.finfo(cell.torch_dtype), kernel == "softmax_naive"
+                finite = float(scale < 100) if naive else 1.0
+                rows.append(
+                    asdict(cell)
+                    | dict(scale=scale, finite=finite)
+                    | dict(relative_error=info.eps / 2 if finite else math.nan)
+                    | dict(largest=88.5 if naive else info.max, error="")
+                    | dict(source_hash=source_hash(kernel, cell.backend))
+                )
+    return pd.DataFrame(rows)
+
+
 def write(data: Path, failed: Mapping[tuple[str, str], str] = {}) -> Path:  # noqa: B006
     """All of it into `data`; returns the machine's folder."""
     home = data / PUBLISHED
@@ -180,6 +201,7 @@ def write(data: Path, failed: Mapping[tuple[str, str], str] = {}) -> Path:  # no
     store.write(home / "timings.csv", timings(table))
     store.write(home / "protocol.csv", protocol(table))
     store.write(home / "agreement.csv", agreement())
+    store.write(home / "stability.csv", stability())
     store.write(data / "complexity.csv", complexity())
     store.write(data / "radon.csv", radon())
     store.write(data / "codegen.csv", codegen())

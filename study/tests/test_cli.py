@@ -17,6 +17,7 @@ COMMANDS = (
     "mutants",
     "measure",
     "counters",
+    "stability",
     "inspect",
     "complexity",
     "report",

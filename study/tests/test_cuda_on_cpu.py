@@ -474,6 +474,103 @@ def test_cp_async_may_arrive_late(run):
     assert out.isnan().all()
 
 
+CLUSTERS = """
+#include "cluster.cuh"
+
+// Every block tells every other its rank, in static and in dynamic shared memory.
+template <int CASE, int CLUSTER>
+__global__ void __launch_bounds__(64) __attribute__((cluster_dims(CLUSTER, 1, 1)))
+clusters(float* out) {
+    extern __shared__ float dynamic[];
+    __shared__ float ranks[8];
+    const int tid = threadIdx.x, rank = blockIdx.x % CLUSTER;
+    const int first = CASE == 0 ? ranks[tid % 8] != ranks[tid % 8] : 0;  // poisoned
+    if (CASE != 1) cluster_barrier_arrive();
+    if (CASE == 3) cluster_barrier_arrive();
+    if (CASE != 2) cluster_barrier_wait();
+    if (CASE == 8 && rank == 1) return;
+    if (CASE != 8 && tid < CLUSTER + (CASE == 6)) {
+        store_remote(&ranks[rank], tid, rank + 1);
+        store_remote(&dynamic[rank], tid, rank + 1);
+    }
+    if (CASE == 7 && rank == 1 && tid == 0) store_remote(out, 0, 1.f);
+    if (CASE != 4) cluster_barrier();
+    if (CASE == 5 && rank == 1 && tid == 0) store_remote(&ranks[0], 0, 9.f);
+    float sum = first * 1000.f;
+    for (int i = 0; i < CLUSTER; ++i) sum += ranks[i] * dynamic[i];
+    out[blockIdx.x * 64 + tid] = sum;
+}
+
+__global__ void __attribute__((cluster_dims(2, 1, 1))) pairs(float* out) {
+    cluster_barrier();
+    out[blockIdx.x] = blockIdx.x;
+}
+"""
+
+
+@pytest.mark.parametrize("seed", [None, "1"])
+@pytest.mark.parametrize("cluster", [1, 2, 8])
+def test_clusters_reach_each_others_shared_memory(run, monkeypatch, cluster, seed):
+    if seed:
+        monkeypatch.setenv("STUDY_THREAD_SEED", seed)
+    out = torch.zeros(8, 64)
+    run(CLUSTERS, f"clusters<0, {cluster}>", 64, out, grid=8, shared_bytes=64)
+    assert (out == 1000 + sum(r * r for r in range(1, cluster + 1))).all()
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_sanitizers_are_silent_on_a_right_cluster(run, monkeypatch, sanitizer):
+    monkeypatch.setenv("STUDY_SANITIZE", sanitizer)
+    out = torch.zeros(1, 4, 64)
+    run(CLUSTERS, "clusters<9, 2>", 64, out, grid=4, shared_bytes=64)
+    assert (out == 5).all()
+
+
+def test_a_cluster_of_a_fixed_size(run):
+    out = torch.zeros(4)
+    run(CLUSTERS, "pairs", 1, out, grid=4)
+    assert out.tolist() == [0, 1, 2, 3]
+
+
+BEGUN = "block 0 of the cluster perhaps takes no part yet: a thread must have waited at its barrier"
+WRONG_CLUSTERS = {
+    "wait without arrival": (
+        1,
+        "a thread must arrive at its cluster's barrier before it waits, or all may deadlock",
+    ),
+    "store before the barrier": (2, BEGUN),
+    "arrival without wait": (
+        3,
+        "a thread must wait at its cluster's barrier before it arrives again, or all may deadlock",
+    ),
+    "no barrier at the end": (4, "block 1 of the cluster takes no part any more: it has ended"),
+    "store to a block that has ended": (
+        5,
+        "block 0 of the cluster takes no part any more: it has ended",
+    ),
+    "no such block": (6, "block 2 is out of bounds for a cluster of 2"),
+    "global memory": (7, "an address in shared memory is needed"),
+    "block that leaves": (
+        8,
+        "deadlock in block (0, 0, 0): threads 0-63 wait in cluster_barrier at cluster.cuh",
+    ),
+}
+
+
+@pytest.mark.parametrize(("case", "message"), WRONG_CLUSTERS.values(), ids=WRONG_CLUSTERS)
+def test_wrong_clusters(run, case, message):
+    with pytest.raises(RuntimeError) as error:
+        run(CLUSTERS, f"clusters<{case}, 2>", 64, torch.zeros(128), grid=2, shared_bytes=64)
+    assert message in str(error.value)
+
+
+def test_a_grid_of_broken_clusters_is_refused(run):
+    for cluster, blocks in ((4, 6), (16, 16)):
+        error = f"clusters of 1 to 8 blocks along x, got {blocks} blocks in {cluster}s"
+        with pytest.raises(RuntimeError, match=error):
+            run(CLUSTERS, f"clusters<0, {cluster}>", 64, torch.zeros(1024), grid=blocks)
+
+
 # --- errors --------------------------------------------------------------------------------------
 
 WRONG = """

@@ -12,6 +12,7 @@ if DEVICE != "cpu" or registry.missing("numba"):
 from numba import cuda, float32, int32
 from numba.cuda import libdevice
 
+from implementations.common import numba_cluster as clusters
 from implementations.common import numba_ptx as ptx
 
 
@@ -351,3 +352,79 @@ def test_packs(dtype):
     x = np.arange(2 * size).astype(dtype)
     out = run(kernel, np.zeros(size, dtype), x, block=(1,))
     np.testing.assert_array_equal(out, (x[size:].astype(np.float32) / np.float32(3)).astype(dtype))
+
+
+# Clusters
+
+
+def meet_in(size, case=None):
+    """A kernel whose blocks tell every other of their cluster their rank; or one with a bug."""
+
+    def kernel(out):
+        clusters.cluster_dims(size)
+        ranks, dynamic = cuda.shared.array(8, float32), cuda.shared.array(0, float32)
+        tid, rank = cuda.threadIdx.x, cuda.blockIdx.x % size
+        if case != "wait without arrival":
+            clusters.cluster_barrier_arrive()
+        if case == "arrival without wait":
+            clusters.cluster_barrier_arrive()
+        if case != "store before the barrier":
+            clusters.cluster_barrier_wait()
+        if case == "block that leaves" and rank == 1:
+            return
+        if case != "block that leaves" and tid < size + (case == "no such block"):
+            clusters.store_remote(ptx.shared_address(ranks, rank), tid, rank + 1)
+            clusters.store_remote(ptx.shared_address(dynamic, rank), tid, rank + 1)
+        if case == "global memory":
+            clusters.store_remote(ptx.global_address(out, 0), 0, 1)
+        if case != "no barrier at the end":
+            clusters.cluster_barrier()
+        if case == "store to a block that has ended" and rank == 1 and tid == 1:
+            clusters.store_remote(ptx.shared_address(ranks, 0), 0, 9)
+        total = 0
+        for i in range(size):
+            total += ranks[i] * dynamic[i]
+        out[cuda.grid(1)] = total
+
+    return kernel
+
+
+@pytest.mark.parametrize("seed", [None, "1"])
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_clusters_reach_each_others_shared_memory(monkeypatch, size, seed):
+    if seed:
+        monkeypatch.setenv("STUDY_THREAD_SEED", seed)
+    out = run(meet_in(size), np.zeros(8 * 16), grid=(8,), block=(16,), shared_bytes=64)
+    assert (out == sum(r * r for r in range(1, size + 1))).all()
+
+
+@pytest.mark.parametrize(
+    ("case", "error"),
+    [
+        ("wait without arrival", "a thread must arrive at its cluster's barrier before it waits"),
+        ("arrival without wait", "a thread must wait at its cluster's barrier before it arrives"),
+        ("store before the barrier", "block 0 of the cluster perhaps takes no part yet"),
+        ("no such block", "block 2 is out of bounds for a cluster of 2"),
+        ("global memory", "an address in shared memory is needed"),
+        ("no barrier at the end", "block 0 of the cluster takes no part any more: it has ended"),
+        (
+            "store to a block that has ended",
+            "block 0 of the cluster takes no part any more: it has ended",
+        ),
+        (
+            "block that leaves",
+            r"deadlock in block \(0, 0, 0\): threads 0-31 wait in cluster_barrier at "
+            r"numba_cluster.py:\d+$",
+        ),
+    ],
+)
+def test_bugs_of_clusters_are_named(case, error):
+    with pytest.raises(RuntimeError, match=error):
+        run(meet_in(2, case), np.zeros(64), grid=(2,), shared_bytes=64)
+
+
+@pytest.mark.parametrize(("blocks", "size"), [(6, 4), (16, 16)])
+def test_a_grid_of_broken_clusters_is_refused(blocks, size):
+    error = f"clusters of 1 to 8 blocks along x, got {blocks} blocks in {size}s"
+    with pytest.raises(RuntimeError, match=error):
+        run(meet_in(size), np.zeros(1), grid=(blocks,), shared_bytes=64)

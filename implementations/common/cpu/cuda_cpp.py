@@ -34,6 +34,7 @@ SANITIZERS = ("address", "thread")
 HEADERS = (".h", ".hpp", ".cuh", ".cpp")
 
 ALIGN = r"(?:(?:__align__|alignas)\(\w+\)\s*)?"
+CLUSTERS = r"__attribute__\(\(cluster_dims\((\w+), 1, 1\)\)\)"
 EXTERN_SHARED = re.compile(rf"extern\s+{ALIGN}__shared__\s+{ALIGN}([^;()]+?)\s*(\w+)\s*\[\s*\]\s*;")
 
 
@@ -70,6 +71,7 @@ def launch(
     error = _load(_library(path, name))(
         (ctypes.c_uint * 3)(*grid),
         (ctypes.c_uint * 3)(*block),
+        _cluster(path.read_text(), name),
         shared_bytes,
         b"".join(bytes(_parameter(a)) for a in args),
         (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values)),
@@ -86,10 +88,23 @@ def _parameter(arg) -> tuple[int, int]:
     return ord(kind), arg.dtype.itemsize
 
 
+def _cluster(text: str, name: str) -> int:
+    """The blocks of a cluster of an instantiation: what the kernel's attribute says, a number or a
+    template parameter's name; 1 without it."""
+    kernel, *arguments = re.split("[<,>] ?", name)
+    head = rf"(?:template <([^<>]*)>\s*)?__global__ [^;{{}}]*?{CLUSTERS}\s*{kernel}\("
+    found = re.search(head, text)
+    if not found:
+        return 1
+    parameters = [parameter.split()[-1] for parameter in (found[1] or "").split(",") if parameter]
+    return int(dict(zip(parameters, arguments, strict=False)).get(found[2], found[2]))
+
+
 @cache
 def _load(library: Path):
     launch = ctypes.CDLL(str(library)).study_launch
-    launch.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_size_t, ctypes.c_char_p, ctypes.c_void_p]
+    launch.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_uint, ctypes.c_size_t]
+    launch.argtypes += [ctypes.c_char_p, ctypes.c_void_p]
     launch.restype = ctypes.c_char_p
     return launch
 
@@ -196,7 +211,7 @@ def _launch_sanitized(sanitizer, path, name, grid, block, args, shared_bytes):
     define, instrument = _sanitizer_flags(sanitizer)
     program = _compiled('#include "sanitized.cpp"\n', [*define, *instrument, "-rdynamic"], "")
     memories, places = _memories(args)
-    numbers = [*grid, *block, shared_bytes, len(memories)]
+    numbers = [*grid, *block, _cluster(path.read_text(), name), shared_bytes, len(memories)]
     for address, size in memories:
         numbers += size, address % 64
     numbers.append(len(args))

@@ -1,4 +1,5 @@
-"""Numba CUDA kernels on the CPU: a block's threads are greenlets of one OS thread.
+"""Numba CUDA kernels on the CPU: the threads of a block, or of a cluster, are greenlets of
+one OS thread.
 
 `install()` gives `numba.cuda`, imported with NUMBA_ENABLE_CUDASIM=1, another `jit`, whose kernels
 run as plain Python, and what they find under `cuda.`: indices, barriers, shuffles, votes, shared
@@ -31,6 +32,7 @@ from implementations.common.cpu import libdevice
 WARP = 32
 FULL = 0xFFFFFFFF
 MAX_THREADS = 1024
+MAX_BLOCKS = 8  # of a cluster
 
 
 class Thread(greenlet):
@@ -39,12 +41,14 @@ class Thread(greenlet):
     warpsize = WARP
 
     def __init__(self, body, block, index, threadIdx):
-        super().__init__(body)
+        super().__init__(body, block.cluster.host)
         self.block, self.index, self.threadIdx = block, index, threadIdx
         self.blockIdx, self.blockDim, self.gridDim = block.blockIdx, block.blockDim, block.gridDim
         self.shared = block
         self.warp, self.laneid = divmod(index, WARP)
         self.state = {}
+        self.operation = None  # that it waits in
+        self.arrivals = self.waits = 0  # at the barrier of its cluster
 
 
 class Meeting:
@@ -57,7 +61,8 @@ class Meeting:
 class Block:
     """One block: its threads, where they meet, and its shared memory (`cuda.shared`)."""
 
-    def __init__(self, blockIdx, blockDim, gridDim, shared_bytes):
+    def __init__(self, cluster, blockIdx, blockDim, gridDim, shared_bytes):
+        self.cluster = cluster
         self.blockIdx, self.blockDim, self.gridDim = blockIdx, blockDim, gridDim
         self.size = blockDim.x * blockDim.y * blockDim.z
         self.dynamic = _poisoned(shared_bytes, np.dtype(np.uint8))
@@ -75,39 +80,27 @@ class Block:
             self.arrays[site] = _poisoned(shape, dtype)
         return self.arrays[site]
 
-    def run(self, function, args):
-        """Run every thread to its end. RuntimeError where one fails, or where all left wait."""
-
-        def body():
-            with np.errstate(all="ignore"):  # integers wrap, x / 0 is infinite, as on a GPU
-                function(*args)
-
+    def begin(self, body):
+        """Make its threads ready to run `body`."""
         indices = np.ndindex(*reversed(tuple(self.blockDim)))  # x runs fastest
         self.threads = [Thread(body, self, i, Dim3(x, y, z)) for i, (z, y, x) in enumerate(indices)]
-        self.ready = deque(self.threads)
+        ready = list(self.threads)
         if seed := os.environ.get("STUDY_THREAD_SEED"):
-            random.Random(int(seed)).shuffle(self.ready)
-        while self.ready:
-            thread = self.ready.popleft()
-            try:
-                thread.switch()
-            except Exception as error:
-                raise RuntimeError(
-                    f"thread {thread.threadIdx} of block {self.blockIdx}, {_place(error)}: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
-        if self.meetings:
-            raise RuntimeError(f"deadlock in block {self.blockIdx}: {self._where()}")
+            random.Random(int(seed)).shuffle(ready)
+        self.cluster.ready.extend(ready)
 
-    def _where(self):
+    def ended(self):
+        return all(thread.dead for thread in self.threads)
+
+    def where(self):
         """The threads by where they wait, e.g. "threads 0-30 wait in syncwarp at sum.py:12"."""
         groups = defaultdict(list)
-        for (operation, *_), meeting in self.meetings.items():
-            for thread in meeting.waiting:
+        for thread in self.threads:
+            if not thread.dead:
                 frame = thread.gr_frame
                 while frame.f_code.co_filename == __file__:
                     frame = frame.f_back
-                groups[f"wait in {operation} at {_line(frame)}"].append(thread.index)
+                groups[f"wait in {thread.operation} at {_line(frame)}"].append(thread.index)
         groups["have ended"] = [thread.index for thread in self.threads if thread.dead]
         return "; ".join(f"threads {_ranges(found)} {at}" for at, found in groups.items() if found)
 
@@ -121,14 +114,83 @@ class Block:
             meeting = self.meetings[key] = Meeting()
         meeting.values[who] = value
         if len(meeting.values) < expected:
-            thread = getcurrent()
-            meeting.waiting.append(thread)
-            thread.parent.switch()
+            meeting.waiting.append(getcurrent())
+            _wait(key[0])
         else:
             del self.meetings[key]
             meeting.result = combine(meeting.values) if combine else meeting.values
-            self.ready.extend(meeting.waiting)
+            self.cluster.ready.extend(meeting.waiting)
         return meeting.result
+
+    def twin(self, owner, peer):
+        """The array of the block `peer` that stands there for one in this block's shared memory."""
+        if owner is self.dynamic:
+            return peer.dynamic
+        for site, array in self.arrays.items():
+            if array is owner:
+                if site not in peer.arrays:
+                    peer.arrays[site] = _poisoned(array.shape, array.dtype)
+                return peer.arrays[site]
+        raise ValueError("an address in shared memory is needed")
+
+
+class Cluster:
+    """Blocks that run together: one, or as many along x as `form` is told."""
+
+    def __init__(self, function, args, *block):
+        self.block = block  # the first one's index, dimensions and so on
+        self.host = getcurrent()
+        self.blocks, self.ready = [], deque()
+        self.rounds = self.arrived = 0  # of its barrier: how often all came, how many have since
+        self.waiting = []
+
+        def body():
+            with np.errstate(all="ignore"):  # integers wrap, x / 0 is infinite, as on a GPU
+                function(*args)
+
+        self.body = body
+        self._add()
+
+    def _add(self):
+        first, *rest = self.block
+        block = Block(self, Dim3(first.x + len(self.blocks), first.y, first.z), *rest)
+        self.blocks.append(block)
+        block.begin(self.body)
+
+    def form(self, size):
+        """Begin the other blocks of a cluster of `size`, unless it is formed."""
+        across = self.blocks[0].gridDim.x
+        if not 1 <= size <= MAX_BLOCKS or across % size:
+            raise ValueError(
+                f"a grid must have clusters of 1 to {MAX_BLOCKS} blocks along x, "
+                f"got {across} blocks in {size}s"
+            )
+        while len(self.blocks) < size:
+            self._add()
+
+    def run(self):
+        """Run every thread to its end; the number of blocks. RuntimeError where a thread fails, or
+        where all left wait."""
+        while self.ready:
+            thread = self.ready.popleft()
+            try:
+                thread.switch()
+            except Exception as error:
+                raise RuntimeError(
+                    f"thread {thread.threadIdx} of block {thread.blockIdx}, {_place(error)}: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+        for block in self.blocks:
+            if not block.ended():
+                raise RuntimeError(f"deadlock in block {block.blockIdx}: {block.where()}")
+        return len(self.blocks)
+
+
+def _wait(operation):
+    """Let others run until this thread is ready again."""
+    thread = getcurrent()
+    thread.operation = operation
+    thread.parent.switch()
 
 
 def _ranges(numbers):
@@ -190,6 +252,63 @@ def exchange(value, combine=None, operation="a warp-wide instruction", mask=FULL
     expected = (mask & (1 << lanes) - 1).bit_count()
     key = operation, thread.warp, mask
     return thread.block.meet(key, expected, thread.laneid, value, combine)
+
+
+def form_cluster(blocks):
+    """Have this block run in a cluster of so many."""
+    getcurrent().block.cluster.form(blocks)
+
+
+def cluster_arrive():
+    """Arrive at the barrier of the cluster."""
+    thread = getcurrent()
+    cluster = thread.block.cluster
+    if thread.arrivals > thread.waits:
+        raise RuntimeError(
+            "a thread must wait at its cluster's barrier before it arrives again, "
+            "or all may deadlock"
+        )
+    thread.arrivals += 1
+    cluster.arrived += 1
+    if cluster.arrived == sum(block.size for block in cluster.blocks):
+        cluster.rounds, cluster.arrived = cluster.rounds + 1, 0
+        cluster.ready.extend(cluster.waiting)
+        cluster.waiting = []
+
+
+def cluster_wait(operation):
+    """Wait at the barrier of the cluster until all threads of its blocks have arrived."""
+    thread = getcurrent()
+    cluster = thread.block.cluster
+    if thread.arrivals == thread.waits:
+        raise RuntimeError(
+            "a thread must arrive at its cluster's barrier before it waits, or all may deadlock"
+        )
+    if cluster.rounds < thread.arrivals:
+        cluster.waiting.append(thread)
+        _wait(operation)
+    thread.waits += 1
+
+
+def remote(place, rank):
+    """In the shared memory of the cluster's block `rank`, what a view of this block's is here."""
+    thread = getcurrent()
+    blocks = thread.block.cluster.blocks
+    if not 0 <= rank < len(blocks):
+        raise IndexError(f"block {rank} is out of bounds for a cluster of {len(blocks)}")
+    if thread.waits == 0:
+        raise RuntimeError(
+            f"block {rank} of the cluster perhaps takes no part yet: "
+            "a thread must have waited at its barrier"
+        )
+    if blocks[rank].ended():
+        raise RuntimeError(f"block {rank} of the cluster takes no part any more: it has ended")
+    owner = place
+    while owner.base is not None:
+        owner = owner.base
+    address, start = (a.__array_interface__["data"][0] for a in (place, owner))
+    twin = thread.block.twin(owner, blocks[rank])
+    return twin.reshape(-1).view(np.uint8)[address - start :].view(place.dtype)
 
 
 # What a kernel finds under `cuda.`.
@@ -331,8 +450,12 @@ class Kernel:
 
         def run(*args):
             args = tuple(a.view(Argument) if isinstance(a, np.ndarray) else a for a in args)
+            blocks = 1  # of a cluster
             for z, y, x in np.ndindex(*reversed(tuple(grid))):
-                Block(Dim3(x, y, z), block, grid, shared_bytes).run(self.function, args)
+                if x % blocks == 0:
+                    index = Dim3(x, y, z)
+                    cluster = Cluster(self.function, args, index, block, grid, shared_bytes)
+                    blocks = cluster.run()
 
         return run
 

@@ -3,7 +3,7 @@
 import torch
 
 from implementations.common.check import check_tensor
-from implementations.common.spec import COMPOSITE, KernelSpec, Work, compiled, generator
+from implementations.common.spec import COMPOSITE, SCALES, KernelSpec, Work, compiled, generator
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_N = 32768  # elements of a row that one block holds in its registers
@@ -67,4 +67,5 @@ SPEC = KernelSpec(
         "Triton tutorial 02: fused softmax",
         "Milakov and Gimelshein, Online normalizer calculation for softmax, 2018, section 2",
     ),
+    scales=SCALES,
 )

@@ -1,5 +1,5 @@
-// The threads of a CUDA block as fibres of one OS thread, one block after another. A thread runs
-// until it must wait for others, then the next that is ready does.
+// The threads of a CUDA block as fibres of one OS thread, one block after another, the blocks of a
+// cluster together. A thread runs until it must wait for others, then the next that is ready does.
 #include "fibers.hpp"
 
 #include <link.h>
@@ -30,9 +30,11 @@ constexpr size_t STACK = 256 << 10, PAGE = 4096;
 constexpr size_t MAX_VALUE = 64;  // bytes that a lane hands to others
 
 struct Fiber : Thread, Context {
+    struct Block* block = nullptr;
     uint3 index{};
     Call call{};  // where it waits
     bool ended = false;
+    unsigned arrivals = 0, waits = 0;  // at the barrier of its cluster
 };
 
 // Where threads wait for each other: those in one operation and, of a warp, with one mask.
@@ -47,16 +49,32 @@ struct Meeting {
 };
 
 struct Block {
-    void** args;
+    uint3 index;
+    struct Cluster& cluster;
     std::vector<Fiber> fibers;
-    void* dynamic = nullptr;
-    Fiber host{};
+    void* dynamic = nullptr;      // shared memory
+    std::vector<char> statics{};  // the static part of it, while another block of the cluster runs
     std::deque<Fiber*> ready{};
     std::deque<Meeting> barriers{};
     std::vector<std::deque<Meeting>> warps{};
-    std::string error{};
+
+    bool ended() const {
+        return std::all_of(fibers.begin(), fibers.end(), [](auto& fiber) { return fiber.ended; });
+    }
 };
 Block* block;  // the one that runs
+
+// Blocks that run together; most are alone.
+struct Cluster {
+    void** args;
+    struct Shared& shared;
+    std::deque<Block> blocks{};
+    Fiber host{};
+    std::string error{};
+    unsigned rounds = 0, arrived = 0;  // of its barrier: how often all came, how many have since
+    std::vector<Fiber*> waiting{};
+    int token[2];  // one for each of two rounds that follow each other
+};
 
 Fiber& running() {
     return static_cast<Fiber&>(*self);
@@ -89,10 +107,10 @@ std::string threads(const std::vector<unsigned>& ranks) {
 }
 
 // "threads 0-30 wait in __syncwarp at sum.cu:12; threads 31 have ended"
-std::string whereabouts() {
+std::string whereabouts(const Block& block) {
     std::map<std::string, std::vector<unsigned>> waiting;
     std::vector<unsigned> ended;
-    for (const Fiber& fiber : block->fibers) {
+    for (const Fiber& fiber : block.fibers) {
         if (fiber.ended)
             ended.push_back(fiber.rank);
         else
@@ -116,14 +134,72 @@ std::string parameter(const char* described) {
 
 // --- threads ------------------------------------------------------------------------------------
 
-// Go on with the next thread that is ready, with the host where none is.
-void leave() {
-    Fiber *from = &running(), *to = &block->host;
-    if (!block->ready.empty()) {
-        to = block->ready.front();
-        block->ready.pop_front();
+// Shared memory, full of NaN when a block begins.
+struct Shared {
+    size_t dynamic_bytes, static_bytes = 0;
+    char* statics = nullptr;
+
+    explicit Shared(size_t dynamic_bytes) : dynamic_bytes(dynamic_bytes) {
+        auto look = [](dl_phdr_info* library, size_t, void* shared) -> int {
+            return static_cast<Shared*>(shared)->find_statics(*library);
+        };
+        study_shared();  // the first use makes the segment
+        dl_iterate_phdr(look, this);
+        if constexpr (TSAN) __tsan_java_init(uintptr_t(statics), static_bytes);
     }
+
+    // Whether `library` is this one. If so, the static part is its thread-local segment.
+    bool find_statics(const dl_phdr_info& library) {
+        char* segment = static_cast<char*>(library.dlpi_tls_data);
+        const size_t anchor = static_cast<char*>(study_shared()) - segment;
+        for (int i = 0; segment && i < library.dlpi_phnum; ++i) {
+            const auto& header = library.dlpi_phdr[i];
+            if (header.p_type == PT_TLS && anchor < header.p_memsz)
+                statics = segment, static_bytes = (header.p_memsz + 7) / 8 * 8;
+        }
+        return statics;
+    }
+
+    // What a block finds when it begins.
+    void create(Block& block) const {
+        if (posix_memalign(&block.dynamic, 1024, dynamic_bytes)) abort();
+        memset(block.dynamic, 0xFF, dynamic_bytes);
+        block.statics.assign(static_bytes, char(0xFF));
+    }
+
+    // The static part holds what one block left there and from now on what the next one has.
+    // Blocks are not ordered, so TSan must not take this for what the last one used.
+    void exchange(Block& last, Block& next) const {
+        Unseen unseen;
+        last.statics.assign(statics, statics + static_bytes);
+        if constexpr (TSAN) {  // only what it offers to Java can declare a place to be new
+            __tsan_java_free(uintptr_t(statics), static_bytes);
+            __tsan_java_alloc(uintptr_t(statics), static_bytes);
+        }
+        std::copy(next.statics.begin(), next.statics.end(), statics);
+    }
+};
+
+// The next thread that is ready, rather of this block than of another; the host where none is.
+Fiber* next() {
+    Block* from = block;
+    for (Block& other : block->cluster.blocks)
+        if (from->ready.empty()) from = &other;
+    if (from->ready.empty()) return &block->cluster.host;
+    Fiber* fiber = from->ready.front();
+    from->ready.pop_front();
+    return fiber;
+}
+
+// Go on with the next thread.
+void leave() {
+    Fiber *from = &running(), *to = next();
     if (to == from) return;
+    if (to->block && to->block != block) {
+        block->cluster.shared.exchange(*block, *to->block);
+        block = to->block;
+        blockIdx = block->index;
+    }
     self = to;
     threadIdx = to->index;
     switch_context(*from, *to, from->ended);
@@ -132,7 +208,7 @@ void leave() {
 // What each fibre runs.
 void run_thread() {
     arrive(running());
-    study_call(block->args);
+    study_call(block->cluster.args);
     running().ended = true;
     leave();
 }
@@ -194,6 +270,64 @@ void* meet(Call call, unsigned mask, const void* value, size_t size, void (*comb
     return values;
 }
 
+void cluster_arrive(Call call, bool orders) {
+    Unseen unseen;
+    Fiber& fiber = running();
+    Cluster& cluster = block->cluster;
+    if (fiber.arrivals > fiber.waits)
+        fail(call,
+             "a thread must wait at its cluster's barrier before it arrives again, or all may "
+             "deadlock");
+    if (orders) release(&cluster.token[cluster.rounds % 2]);
+    ++fiber.arrivals;
+    if (++cluster.arrived < cluster.blocks.size() * block->fibers.size()) return;
+    ++cluster.rounds;
+    cluster.arrived = 0;
+    for (Fiber* other : cluster.waiting) other->block->ready.push_back(other);
+    cluster.waiting.clear();
+}
+
+void cluster_wait(Call call) {
+    Unseen unseen;
+    Fiber& fiber = running();
+    Cluster& cluster = block->cluster;
+    if (fiber.arrivals == fiber.waits)
+        fail(call,
+             "a thread must arrive at its cluster's barrier before it waits, or all may deadlock");
+    if (cluster.rounds < fiber.arrivals) {
+        cluster.waiting.push_back(&fiber);
+        fiber.call = call;
+        leave();
+    }
+    acquire(&cluster.token[fiber.waits % 2]);
+    ++fiber.waits;
+}
+
+void* remote(Call call, void* address, unsigned rank) {
+    Unseen unseen;
+    Cluster& cluster = block->cluster;
+    const Shared& shared = cluster.shared;
+    if (rank >= cluster.blocks.size())
+        fail(call,
+             format("block %u is out of bounds for a cluster of %zu", rank, cluster.blocks.size()));
+    if (running().waits == 0)
+        fail(call,
+             format(
+                 "block %u of the cluster perhaps takes no part yet: a thread must have waited at "
+                 "its barrier",
+                 rank));
+    Block& peer = cluster.blocks[rank];
+    if (peer.ended())
+        fail(call, format("block %u of the cluster takes no part any more: it has ended", rank));
+    if (&peer == block) return address;
+    const size_t in_dynamic = uintptr_t(address) - uintptr_t(block->dynamic);
+    const size_t in_static = uintptr_t(address) - uintptr_t(shared.statics);
+    if (in_dynamic < shared.dynamic_bytes) return static_cast<char*>(peer.dynamic) + in_dynamic;
+    if (in_static < shared.static_bytes) return peer.statics.data() + in_static;
+    if constexpr (ASAN) return address;  // where all blocks have one static memory
+    fail(call, "an address in shared memory is needed");
+}
+
 void fence() {
     static char token;
     acquire(&token);
@@ -207,8 +341,8 @@ void yield() {
 }
 
 void fail(Call call, const std::string& reason) {
-    block->error = name(threadIdx) + ", " + place(call) + ": " + reason;
-    block->ready.clear();
+    block->cluster.error = name(threadIdx) + ", " + place(call) + ": " + reason;
+    for (Block& each : block->cluster.blocks) each.ready.clear();
     leave();
     abort();  // nobody comes back to it
 }
@@ -282,93 +416,63 @@ class Stacks {
     char* memory;
 };
 
-// Shared memory, full of NaN when a block begins.
-struct Shared {
-    size_t dynamic_bytes, static_bytes = 0;
-    void* dynamic = nullptr;
-    char* statics = nullptr;
-
-    explicit Shared(size_t dynamic_bytes) : dynamic_bytes(dynamic_bytes) {
-        auto look = [](dl_phdr_info* library, size_t, void* shared) -> int {
-            return static_cast<Shared*>(shared)->find_statics(*library);
-        };
-        study_shared();  // the first use makes the segment
-        dl_iterate_phdr(look, this);
-        if constexpr (TSAN) __tsan_java_init(uintptr_t(statics), static_bytes);
-    }
-    ~Shared() { free(dynamic); }
-
-    // Whether `library` is this one. If so, the static part is its thread-local segment.
-    bool find_statics(const dl_phdr_info& library) {
-        char* segment = static_cast<char*>(library.dlpi_tls_data);
-        const size_t anchor = static_cast<char*>(study_shared()) - segment;
-        for (int i = 0; segment && i < library.dlpi_phnum; ++i) {
-            const auto& header = library.dlpi_phdr[i];
-            if (header.p_type == PT_TLS && anchor < header.p_memsz)
-                statics = segment, static_bytes = (header.p_memsz + 7) / 8 * 8;
-        }
-        return statics;
-    }
-
-    // Blocks are not ordered, so TSan must not take this for what the last one used.
-    void renew() {
-        free(dynamic);
-        if (posix_memalign(&dynamic, 1024, dynamic_bytes)) abort();
-        if constexpr (TSAN) {  // only what it offers to Java can declare a place to be new
-            __tsan_java_free(uintptr_t(statics), static_bytes);
-            __tsan_java_alloc(uintptr_t(statics), static_bytes);
-        }
-        memset(dynamic, 0xFF, dynamic_bytes);
-        memset(statics, 0xFF, static_bytes);
-    }
-};
-
-void create_threads(const Stacks& stacks) {
-    const unsigned size = block->fibers.size();
+void create_threads(const Stacks& stacks, size_t first_stack, Block& block) {
+    const unsigned size = block.fibers.size();
     for (unsigned i = 0; i < size; ++i) {
-        Fiber& fiber = block->fibers[i];
-        static_cast<Context&>(fiber) = stacks.context(i);
+        Fiber& fiber = block.fibers[i];
+        static_cast<Context&>(fiber) = stacks.context(first_stack + i);
+        fiber.block = &block;
         fiber.rank = i, fiber.warp = i / WARP, fiber.lane = i % WARP;
         fiber.lanes = ~0u >> (WARP - std::min(WARP, size - fiber.warp * WARP));
         fiber.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
         if constexpr (TSAN) __tsan_set_fiber_name(fiber.fiber, name(fiber.index).c_str());
-        block->ready.push_back(&fiber);
+        block.ready.push_back(&fiber);
     }
     if (const char* seed = getenv("STUDY_THREAD_SEED"))
-        std::shuffle(block->ready.begin(), block->ready.end(), std::mt19937(atoi(seed)));
+        std::shuffle(block.ready.begin(), block.ready.end(), std::mt19937(atoi(seed)));
 }
 
 // To TSan, a fibre in the place of one destroyed is ordered after it, which would hide races
 // between blocks: those of the last blocks live on.
-void retire_threads() {
+void retire_threads(const Cluster& cluster) {
     static std::deque<void*> retired;
-    for (const Fiber& fiber : block->fibers) retired.push_back(fiber.fiber);
-    for (; retired.size() > std::max<size_t>(300, block->fibers.size()); retired.pop_front())
-        __tsan_destroy_fiber(retired.front());
+    for (const Block& block : cluster.blocks)
+        for (const Fiber& fiber : block.fibers) retired.push_back(fiber.fiber);
+    const size_t kept = std::max<size_t>(300, cluster.blocks[0].fibers.size());
+    for (; retired.size() > kept; retired.pop_front()) __tsan_destroy_fiber(retired.front());
 }
 
-// Run the block `blockIdx`. What went wrong, or "".
-std::string run_block(const Stacks& stacks, Shared& shared, void** args) {
-    shared.renew();
-    const unsigned size = blockDim.x * blockDim.y * blockDim.z;
-    Block current{args, std::vector<Fiber>(size), shared.dynamic};
-    current.warps.resize((size + WARP - 1) / WARP);
-    if constexpr (TSAN) current.host.fiber = __tsan_get_current_fiber();
-    block = &current;
-    self = &current.host;
-    create_threads(stacks);
+// Run the blocks from `blockIdx` on along x, as many as make a cluster. What went wrong, or "".
+std::string run_cluster(unsigned size, const Stacks& stacks, Shared& shared, void** args) {
+    Cluster cluster{args, shared};
+    const unsigned threads = blockDim.x * blockDim.y * blockDim.z, first = blockIdx.x;
+    if constexpr (TSAN) cluster.host.fiber = __tsan_get_current_fiber();
+    for (unsigned rank = 0; rank < size; ++rank) {
+        blockIdx.x = first + rank;
+        cluster.blocks.push_back(Block{blockIdx, cluster, std::vector<Fiber>(threads)});
+        Block& added = cluster.blocks.back();
+        added.warps.resize((threads + WARP - 1) / WARP);
+        shared.create(added);
+        create_threads(stacks, rank * threads, added);
+    }
+    Block outside{{}, cluster, {}};
+    block = &outside;
+    self = &cluster.host;
     leave();
-    auto ended = [](const Fiber& fiber) { return fiber.ended; };
-    if (current.error.empty() && !std::all_of(current.fibers.begin(), current.fibers.end(), ended))
-        current.error = "deadlock in block " + text(blockIdx) + ": " + whereabouts();
-    if constexpr (TSAN) retire_threads();
-    return current.error;
+    for (Block& each : cluster.blocks) {
+        if (cluster.error.empty() && !each.ended())
+            cluster.error = "deadlock in block " + text(each.index) + ": " + whereabouts(each);
+        free(each.dynamic);
+    }
+    if constexpr (TSAN) retire_threads(cluster);
+    return cluster.error;
 }
 
 // --- grids --------------------------------------------------------------------------------------
 
 // Why a driver would not launch this, or "".
-std::string refusal(dim3 grid, dim3 block, const Shared& shared, const std::string& given) {
+std::string refusal(dim3 grid, dim3 block, unsigned cluster, const Shared& shared,
+                    const std::string& given) {
     const std::string wanted = study_parameters();
     if (given.size() != wanted.size())
         return format("the kernel has %zu parameters, got %zu", wanted.size() / 2,
@@ -386,6 +490,9 @@ std::string refusal(dim3 grid, dim3 block, const Shared& shared, const std::stri
             "a grid must have 1 to 2147483647 blocks along x, 65535 along y and z, got "
             "(%u, %u, %u)",
             grid.x, grid.y, grid.z);
+    if (cluster < 1 || cluster > 8 || grid.x % cluster)
+        return format("a grid must have clusters of 1 to 8 blocks along x, got %u blocks in %us",
+                      grid.x, cluster);
     constexpr size_t OURS = 64;  // at most: what find_statics looks for
     if (shared.static_bytes > OURS + 49152)
         return format("a block must have at most 49152 bytes of static shared memory, got %zu",
@@ -396,21 +503,23 @@ std::string refusal(dim3 grid, dim3 block, const Shared& shared, const std::stri
     return "";
 }
 
-std::string launch(dim3 grid, dim3 block, size_t dynamic_bytes, const char* given, void** args) {
+std::string launch(dim3 grid, dim3 block, unsigned cluster, size_t dynamic_bytes, const char* given,
+                   void** args) {
     Unseen unseen;
     if constexpr (ASAN)  // which takes all threads for one
         __asan_set_error_report_callback(
             [](const char*) { fprintf(stderr, "Thread T0 '%s'\n", name(threadIdx).c_str()); });
     Shared shared(dynamic_bytes);
-    std::string error = refusal(grid, block, shared, given);
+    std::string error = refusal(grid, block, cluster, shared, given);
     gridDim = grid, blockDim = block;
     std::optional<Stacks> stacks;
     for (unsigned z = 0; z < grid.z; ++z)
         for (unsigned y = 0; y < grid.y; ++y)
-            for (unsigned x = 0; x < grid.x && error.empty(); ++x) {
+            for (unsigned x = 0; x < grid.x && error.empty(); x += cluster) {
                 blockIdx = {x, y, z};
-                if (TSAN || !stacks) stacks.emplace(block.x * block.y * block.z);  // see `renew`
-                error = run_block(*stacks, shared, args);
+                if (TSAN || !stacks)  // see `exchange`
+                    stacks.emplace(size_t(cluster) * block.x * block.y * block.z);
+                error = run_cluster(cluster, *stacks, shared, args);
             }
     return error;
 }
@@ -422,10 +531,11 @@ std::string launch(dim3 grid, dim3 block, size_t dynamic_bytes, const char* give
 // describes parameters. What went wrong, or nullptr; it stands until the next launch.
 extern "C" [[gnu::visibility("default")]] const char* study_launch(const unsigned* grid,
                                                                    const unsigned* block,
+                                                                   unsigned cluster,
                                                                    size_t dynamic_bytes,
                                                                    const char* given, void** args) {
     static std::string error;
-    error = study::launch({grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]},
+    error = study::launch({grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, cluster,
                           dynamic_bytes, given, args);
     return error.empty() ? nullptr : error.c_str();
 }

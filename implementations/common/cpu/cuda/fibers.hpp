@@ -45,6 +45,14 @@ int barrier(Call call, bool predicate);
 // Only a meeting without values orders memory, as CUDA has it.
 void* meet(Call call, unsigned mask, const void* value, size_t size, void (*combine)(void* table));
 
+// Arrive at the barrier of the cluster; wait there until all threads of its blocks have arrived.
+// The barrier orders the memory of those that arrived so.
+void cluster_arrive(Call call, bool orders);
+void cluster_wait(Call call);
+
+// In the shared memory of the cluster's block `rank`, the place of an address in this block's.
+void* remote(Call call, void* address, unsigned rank);
+
 // Order memory with every other thread that calls this.
 void fence();
 

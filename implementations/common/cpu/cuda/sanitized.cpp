@@ -47,14 +47,15 @@ int main(int, char** argv) {
     void* library = dlopen(argv[1], RTLD_NOW);
     check(library, library ? "" : dlerror());
     auto launch =
-        reinterpret_cast<const char* (*)(const unsigned*, const unsigned*, size_t, const char*,
-                                         void**)>(dlsym(library, "study_launch"));
+        reinterpret_cast<const char* (*)(const unsigned*, const unsigned*, unsigned, size_t,
+                                         const char*, void**)>(dlsym(library, "study_launch"));
     file = fopen(argv[2], "r+b");
     check(file, "cannot open the file of arguments");
 
     unsigned grid[3], block[3];
     for (unsigned& n : grid) n = number();
     for (unsigned& n : block) n = number();
+    const unsigned cluster = number();
     const size_t dynamic_bytes = number();
     std::vector<Memory> memories(number());
     std::vector<char*> pointers(number());
@@ -71,7 +72,7 @@ int main(int, char** argv) {
     for (const Memory& memory : memories)
         check(fread(memory.address, 1, memory.bytes, file) == memory.bytes, "too short");
 
-    const char* error = launch(grid, block, dynamic_bytes, given.c_str(), args.data());
+    const char* error = launch(grid, block, cluster, dynamic_bytes, given.c_str(), args.data());
     check(!error, error);
 
     fseek(file, contents, SEEK_SET);

@@ -1,0 +1,44 @@
+// A block owns a tile: packs of VEC columns along x, rows along y. A thread holds one pack of `row`
+// in registers and takes the same columns of ROWS rows: x and out move a pack at a time.
+#include "ptx.cuh"
+
+// One pack of ROWS rows, `step` rows apart: x, col and out point at the first.
+template <int ROWS, typename T, int VEC>
+__device__ __forceinline__ void fma_rows(const T* __restrict__ x, const Pack<T, VEC>& scale,
+                                         const T* __restrict__ col, T* __restrict__ out,
+                                         long long step, long long N) {
+    Pack<T, VEC> pack[ROWS];
+    float bias[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {  // all loads are under way before the first is used
+        pack[r] = load_pack<VEC>(x + r * step * N);
+        bias[r] = float(col[r * step]);
+    }
+
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+        for (int k = 0; k < VEC; ++k)  // fused: the product is not rounded
+            pack[r].v[k] = T(fmaf(float(pack[r].v[k]), float(scale.v[k]), bias[r]));
+
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) store_pack(out + r * step * N, pack[r]);
+}
+
+template <typename T, int VEC, int ROWS>
+__global__ void broadcast_fma_kernel(const T* __restrict__ x, const T* __restrict__ row,
+                                     const T* __restrict__ col, T* __restrict__ out, int M,
+                                     long long N) {
+    const long long n = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * VEC;
+    const int step = blockDim.y;  // neighbours along y take neighbouring rows
+    const int m0 = blockIdx.y * (ROWS * step) + threadIdx.y;
+    if (n >= N) return;
+
+    const auto scale = load_pack<VEC>(row + n);  // once for all rows
+    if (m0 + (ROWS - 1) * step < M) {
+        fma_rows<ROWS>(x + m0 * N + n, scale, col + m0, out + m0 * N + n, step, N);
+    } else {  // at the lower edge, row by row
+        for (int m = m0; m < M; m += step)
+            fma_rows<1>(x + m * N + n, scale, col + m, out + m * N + n, step, N);
+    }
+}

@@ -1,0 +1,79 @@
+"""Day 9: a matrix times a row plus a column, both broadcast over it, by accesses of 128 bits."""
+
+import torch
+
+from implementations.common.check import check_same, check_tensor
+from implementations.common.spec import Agreement, KernelSpec, Work, compiled, generator
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_M = 65535 * 32  # a grid has at most 65535 blocks along y, each takes at least 32 rows
+
+
+def broadcast_fma(x, row, col):
+    """x * row + col[:, None], rounded once.
+
+    x: (M, N), M ≤ 2097120; row: (N,); col: (M,); float32, float16 or bfloat16, contiguous. Returns
+    (M, N) of the same dtype.
+    Raises TypeError for another dtype, ValueError for another shape, stride or device.
+    """
+    return x * row + col[:, None]
+
+
+def check(x, row, col):
+    check_tensor("x", x, ndim=2, dtypes=DTYPES)
+    M, N = x.shape
+    if M > MAX_M:
+        raise ValueError(f"x must have at most {MAX_M} rows, got {M}: axis y of a grid ends there")
+    for name, vector, side, length in (("row", row, "column", N), ("col", col, "row", M)):
+        check_tensor(name, vector, ndim=1, dtypes=DTYPES)
+        check_same(("x", name), x, vector, "dtype", "device")
+        if len(vector) != length:
+            raise ValueError(
+                f"{name} must have an element for each {side} of x, {length}, got {len(vector)}"
+            )
+
+
+def make_inputs(dtype, device, seed, M, N):
+    g = generator(device, seed)
+    shapes = ((M, N), (N,), (M,))  # sums near zero are common: a product rounded apart shows
+    return tuple(torch.randn(s, dtype=dtype, device=device, generator=g) for s in shapes)
+
+
+def work(dtype, M, N):
+    return Work(bytes=(2 * M * N + M + N) * dtype.itemsize, flops=2 * M * N)
+
+
+def expression(x, row, col):
+    return torch.addcmul(col[:, None], x, row)
+
+
+CHECK = (  # M, N
+    *((0, 8), (3, 0), (1, 1), (5, 7), (1029, 1), (67, 16), (31, 32), (33, 35)),
+    *((33, 136), (3, 520), (2, 1032)),
+)
+BENCH = ((4096, 4096), (2**20, 256), (256, 2**20), (16384, 16384))
+
+SPEC = KernelSpec(
+    name="broadcast_fma",
+    day=9,
+    title="A row and a column broadcast",
+    reference=broadcast_fma,
+    make_inputs=make_inputs,
+    work=work,
+    check_sizes=tuple({"M": M, "N": N} for M, N in CHECK),
+    bench_sizes=tuple({"M": M, "N": N} for M, N in BENCH),
+    headline={"M": 16384, "N": 16384},
+    dtypes=DTYPES,
+    agreement=Agreement("unary", ulp=1),
+    baselines={"torch": expression, "torch.compile": compiled(expression)},
+    refused={
+        "too many rows": lambda x, row, col: (
+            x.new_empty(MAX_M + 1, 1),
+            row[:1].clone(),
+            col.new_empty(MAX_M + 1),
+        ),
+        "row too short": lambda x, row, col: (x, row[:-1].clone(), col),
+        "col too short": lambda x, row, col: (x, row, col[:-1].clone()),
+    },
+    sources=("Luitjens, CUDA Pro Tip: Increase Performance with Vectorized Memory Access, 2013",),
+)

@@ -1,0 +1,31 @@
+"""One thread the same pack in ROWS rows, by one pack of `row`; a block a tile of THREADS packs."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.phase2_basic_operations.day09_vector_operations.broadcast_fma import check
+
+THREADS = 256
+ROWS = 4
+
+SOURCE = CudaSource(Path(__file__).with_name("broadcast_fma.cu"))
+
+
+def broadcast_fma(x, row, col):
+    check(x, row, col)
+    M, N = x.shape
+    out = torch.empty_like(x)
+    if x.numel() > 0:
+        VEC = 16 // x.element_size()
+        if N % VEC:  # rows do not start at a multiple of 16 bytes
+            VEC = 1
+        packs = -(-N // VEC)
+        width = min(32, 1 << (packs - 1).bit_length())  # a warp, or less where rows are short
+        block = (width, THREADS // width)
+        grid = (-(-packs // width), -(-M // (block[1] * ROWS)))
+        name = f"broadcast_fma_kernel<{C_TYPE[x.dtype]}, {VEC}, {ROWS}>"
+        SOURCE.launch(name, grid, block, x, row, col, out, M, np.int64(N))
+    return out

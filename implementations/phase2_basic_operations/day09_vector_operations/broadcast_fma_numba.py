@@ -1,0 +1,88 @@
+"""One thread the same pack in ROWS rows, by one pack of `row`; a block a tile of THREADS packs."""
+
+from functools import cache
+
+import torch
+from numba import cuda, float32, int64
+from numba.cuda import libdevice
+
+from implementations.common.numba_cuda import launch
+from implementations.common.numba_ptx import load, load_pack, store, store_pack
+from implementations.phase2_basic_operations.day09_vector_operations.broadcast_fma import check
+
+THREADS = 256
+ROWS = 4
+
+
+@cache  # a closure is Numba's template: the upper-case names are compile-time constants
+def fma_rows(VEC, ROWS):
+    """One pack of ROWS rows, `step` rows apart: the first is row m, its pack starts at `start`."""
+    HELD = ROWS * VEC
+
+    @cuda.jit(device=True)
+    def fma(x, scale, col, out, start, m, step, N):
+        v = cuda.local.array(HELD, float32)
+        bias = cuda.local.array(ROWS, float32)
+        for r in range(ROWS):  # all loads are under way before the first is used
+            if VEC > 1:
+                load_pack(x, start + r * step * N, v, r * VEC)
+            else:
+                v[r] = load(x, start + r * step * N)
+            bias[r] = load(col, m + r * step)
+
+        for r in range(ROWS):
+            for k in range(VEC):  # fused: the product is not rounded
+                v[r * VEC + k] = libdevice.fmaf(v[r * VEC + k], scale[k], bias[r])
+
+        for r in range(ROWS):
+            if VEC > 1:
+                store_pack(out, start + r * step * N, v, r * VEC)
+            else:
+                store(out, start + r * step * N, v[r])
+
+    return fma
+
+
+@cache
+def broadcast_fma_kernel(VEC):
+    all_rows, one_row = fma_rows(VEC, ROWS), fma_rows(VEC, 1)
+
+    @cuda.jit
+    def kernel(x, row, col, out, M, N):
+        n = (int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x) * VEC
+        step = cuda.blockDim.y  # neighbours along y take neighbouring rows
+        m0 = cuda.blockIdx.y * (ROWS * step) + cuda.threadIdx.y
+        if n >= N:
+            return
+
+        scale = cuda.local.array(VEC, float32)  # once for all rows
+        if VEC > 1:
+            load_pack(row, n, scale, 0)
+        else:
+            scale[0] = load(row, n)
+        if m0 + (ROWS - 1) * step < M:
+            all_rows(x, scale, col, out, m0 * N + n, m0, step, N)
+        else:  # at the lower edge, row by row
+            m = m0
+            while m < M:
+                one_row(x, scale, col, out, m * N + n, m, step, N)
+                m += step
+
+    return kernel
+
+
+def broadcast_fma(x, row, col):
+    check(x, row, col)
+    M, N = x.shape
+    out = torch.empty_like(x)
+    if x.numel() > 0:
+        VEC = 16 // x.element_size()
+        if N % VEC:  # rows do not start at a multiple of 16 bytes
+            VEC = 1
+        packs = -(-N // VEC)
+        width = min(32, 1 << (packs - 1).bit_length())  # a warp, or less where rows are short
+        block = (width, THREADS // width)
+        grid = (-(-packs // width), -(-M // (block[1] * ROWS)))
+        kernel = broadcast_fma_kernel(VEC)
+        launch(kernel, grid, block, x.view(-1), row, col, out.view(-1), M, N)
+    return out

@@ -1,0 +1,92 @@
+"""A fixed number of blocks leave the largest of theirs each, and one block more takes these."""
+
+import math
+from functools import cache
+
+import torch
+from numba import cuda, float32, int64
+
+from implementations.common.device import programs
+from implementations.common.numba_cuda import launch
+from implementations.common.numba_ptx import load, load_pack, store
+from implementations.phase2_basic_operations.day10_reduction_basics.vector_max import check
+
+THREADS = 256
+WARPS = THREADS // 32
+PACKS = 4  # of 16 bytes, that each thread has under way at once
+PROGRAMS_PER_SM = 64  # several times what is resident: whoever is done early takes the next
+INF = float32(float("inf"))
+
+
+@cuda.jit(device=True)
+def maximum(a, b):
+    """The larger of both, NaN where one is: fmaxf would drop it."""
+    return a if a > b or math.isnan(a) else b
+
+
+@cuda.jit(device=True)
+def reduce_block(value):
+    """The largest `value` of the threads of a block, in every one of them: a tree over the lanes of
+    a warp, then one over the warps. Called once, so that one barrier suffices."""
+    of_warp = cuda.shared.array(WARPS, float32)
+    lane, warp = cuda.threadIdx.x % 32, cuda.threadIdx.x // 32
+
+    delta = 16
+    while delta > 0:
+        value = maximum(value, cuda.shfl_xor_sync(0xFFFFFFFF, value, delta))
+        delta //= 2
+    if lane == 0:
+        of_warp[warp] = value
+    cuda.syncthreads()  # every warp's largest is there
+
+    value = of_warp[lane % WARPS]
+    delta = WARPS // 2
+    while delta > 0:
+        value = maximum(value, cuda.shfl_xor_sync(0xFFFFFFFF, value, delta))
+        delta //= 2
+    return value
+
+
+@cache  # a closure is Numba's template: VEC is a compile-time constant
+def vector_max_kernel(VEC):
+    BLOCK, HELD = THREADS * PACKS * VEC, PACKS * VEC
+
+    @cuda.jit(launch_bounds=THREADS)
+    def kernel(x, out):
+        N = x.size
+        pid, tid = cuda.blockIdx.x, cuda.threadIdx.x
+        step = int64(cuda.gridDim.x) * BLOCK
+
+        largest = -INF
+        v = cuda.local.array(HELD, float32)
+        start = int64(pid) * BLOCK
+        while start + BLOCK <= N:
+            for p in range(PACKS):  # all loads are under way before the first is used
+                load_pack(x, start + (p * THREADS + tid) * VEC, v, p * VEC)
+
+            for k in range(HELD):
+                largest = maximum(largest, v[k])
+            start += step
+
+        # the last, partial BLOCK is left to the one whose turn it is
+        for i in range(start + tid, N, THREADS):
+            largest = maximum(largest, load(x, i))
+
+        largest = reduce_block(largest)
+        if tid == 0:
+            store(out, pid, largest)
+
+    return kernel
+
+
+def vector_max(x):
+    check(x)
+    N = x.numel()
+    out = torch.empty((), dtype=x.dtype, device=x.device)
+    BLOCK = THREADS * PACKS * 16 // x.element_size()
+    count = min(-(-N // BLOCK), programs(PROGRAMS_PER_SM))
+    partial = torch.empty(count, dtype=torch.float32, device=x.device)  # holds all three exactly
+    for src, dst in ((x, partial), (partial, out.view(1))):
+        kernel = vector_max_kernel(16 // src.element_size())
+        launch(kernel, (dst.numel(),), (THREADS,), src, dst)
+    return out

@@ -1,0 +1,32 @@
+"""A fixed number of blocks leave one partial sum each, and one block more sums these."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.common.device import programs
+from implementations.phase2_basic_operations.day10_reduction_basics.vector_sum import check
+
+THREADS = 256
+PACKS = 4  # of 16 bytes, that each thread has under way at once
+PROGRAMS_PER_SM = 64  # several times what is resident: whoever is done early takes the next
+
+SOURCE = CudaSource(Path(__file__).with_name("vector_sum.cu"))
+
+
+def vector_sum(x):
+    check(x)
+    N = x.numel()
+    out = torch.empty((), dtype=torch.float32, device=x.device)
+    if N == 0:
+        return out.zero_()
+    BLOCK = THREADS * PACKS * 16 // x.element_size()
+    count = min(-(-N // BLOCK), programs(PROGRAMS_PER_SM))
+    partial = torch.empty(count, dtype=torch.float32, device=x.device)
+    for src, dst in ((x, partial), (partial, out)):
+        name = f"vector_sum_kernel<{C_TYPE[src.dtype]}, {THREADS}, {PACKS}>"
+        grid = (dst.numel(),)
+        SOURCE.launch(name, grid, (THREADS,), src, dst, np.int64(src.numel()))
+    return out

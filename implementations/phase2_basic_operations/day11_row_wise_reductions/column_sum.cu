@@ -1,0 +1,47 @@
+// A block of TX x TY threads owns a strip of columns. A thread has VEC of them in every TY-th row,
+// and adds up in registers: not before the end does one thread need another's sums. Of many rows,
+// each block has one part of PART. Unless told that 5 blocks are enough, the compiler saves
+// registers and loads later.
+#include "ptx.cuh"
+
+template <typename T, int VEC, int PACKS, int TX, int TY>
+__global__ void __launch_bounds__(TX* TY, 5)
+    column_sum_kernel(const T* __restrict__ x, float* __restrict__ out, long long M, long long N,
+                      int PART) {
+    constexpr int STRIP = TX * VEC;
+    __shared__ float sums[TY][STRIP];
+    const int tx = threadIdx.x, ty = threadIdx.y, tid = ty * TX + tx, part = blockIdx.y;
+    const long long strip = (long long)blockIdx.x * STRIP, start = (long long)part * PART;
+    const int count = strip + tx * VEC < N ? min(M - start, (long long)PART) : 0;
+    x += start * N + strip + tx * VEC;  // neighbours in x read neighbouring packs
+
+    float sum[VEC] = {};
+    int m = ty;
+    for (; m + (PACKS - 1) * TY < count; m += PACKS * TY) {
+        Pack<T, VEC> pack[PACKS];
+#pragma unroll
+        for (int p = 0; p < PACKS; ++p)  // all loads are under way before the first is used
+            pack[p] = load_pack<VEC>(x + (m + p * TY) * N);
+#pragma unroll
+        for (int p = 0; p < PACKS; ++p)
+#pragma unroll
+            for (int k = 0; k < VEC; ++k) sum[k] += float(pack[p].v[k]);
+    }
+#pragma unroll
+    for (int p = 0; p < PACKS - 1; ++p)  // what is left, fewer than PACKS rows
+        if (m + p * TY < count) {
+            const auto pack = load_pack<VEC>(x + (m + p * TY) * N);
+#pragma unroll
+            for (int k = 0; k < VEC; ++k) sum[k] += float(pack.v[k]);
+        }
+
+#pragma unroll
+    for (int k = 0; k < VEC; ++k) sums[ty][tx * VEC + k] = sum[k];
+    __syncthreads();                       // the sums of all TY rows of threads are there
+    if (tid < STRIP && strip + tid < N) {  // from here on a thread has one column
+        float total = 0.f;
+#pragma unroll
+        for (int t = 0; t < TY; ++t) total += sums[t][tid];
+        out[part * N + strip + tid] = total;
+    }
+}

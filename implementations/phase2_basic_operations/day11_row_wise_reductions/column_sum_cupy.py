@@ -1,0 +1,43 @@
+"""A strip of columns a block of threads, or several that share its rows; their sums make rows."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.common.device import programs
+from implementations.phase2_basic_operations.day11_row_wise_reductions.column_sum import check
+
+BLOCK = 256  # threads
+PACKS = 4  # of 16 bytes, that each thread has under way at once
+WIDE, NARROW = 32, 2  # packs of a row in a strip: 512 bytes, and 32, the least that moves
+PART_ROWS = 1024  # of a part, at least
+PROGRAMS_PER_SM = 15  # on 132 of them no more parts than 2 * PART_ROWS: no third launch
+
+SOURCE = CudaSource(Path(__file__).with_name("column_sum.cu"))
+
+
+def column_sum(x):
+    check(x)
+    M, N = x.shape
+    if x.numel() == 0:
+        return torch.empty(N, dtype=torch.float32, device=x.device).zero_()  # sums of nothing
+    VEC = 16 // x.element_size()
+    if N % VEC:  # rows do not start at a multiple of 16 bytes
+        VEC = 1
+    packs = N // VEC
+    parts = max(1, min(M // PART_ROWS, programs(PROGRAMS_PER_SM) // -(-packs // WIDE)))
+    # where rows are not divided, strips so narrow that each multiprocessor gets two
+    width = WIDE if parts > 1 else max(NARROW, min(packs // programs(2), WIDE))
+    TX = 1 << (min(width, packs) - 1).bit_length()
+    TY = BLOCK // TX
+    STEP = TY * PACKS
+    PART = (M // (parts * STEP) + 1) * STEP
+    parts = -(-M // PART)
+
+    sums = torch.empty(parts, N, dtype=torch.float32, device=x.device)
+    grid = (-(-packs // TX), parts)
+    name = f"column_sum_kernel<{C_TYPE[x.dtype]}, {VEC}, {PACKS}, {TX}, {TY}>"
+    SOURCE.launch(name, grid, (TX, TY), x, sums, np.int64(M), np.int64(N), PART)
+    return sums.view(N) if parts == 1 else column_sum(sums)

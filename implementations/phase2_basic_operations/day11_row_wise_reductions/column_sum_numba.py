@@ -1,0 +1,91 @@
+"""A strip of columns a block of threads, or several that share its rows; their sums make rows."""
+
+from functools import cache
+
+import torch
+from numba import cuda, float32, int64
+
+from implementations.common.device import programs
+from implementations.common.numba_cuda import launch
+from implementations.common.numba_ptx import load, load_pack
+from implementations.phase2_basic_operations.day11_row_wise_reductions.column_sum import check
+
+BLOCK = 256  # threads
+PACKS = 4  # of 16 bytes, that each thread has under way at once
+WIDE, NARROW = 32, 2  # packs of a row in a strip: 512 bytes, and 32, the least that moves
+PART_ROWS = 1024  # of a part, at least
+PROGRAMS_PER_SM = 15  # on 132 of them no more parts than 2 * PART_ROWS: no third launch
+
+
+@cache  # a closure is Numba's template: the upper-case names are compile-time constants
+def column_sum_kernel(VEC, TX, TY):
+    HELD, STRIP = PACKS * VEC, TX * VEC
+
+    # unless told that 5 blocks are enough, the compiler saves registers and loads later
+    @cuda.jit(launch_bounds=(BLOCK, 5))
+    def kernel(x, out, M, N, PART):
+        sums = cuda.shared.array((TY, STRIP), float32)
+        tx, ty, part = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockIdx.y
+        tid = ty * TX + tx
+        strip = int64(cuda.blockIdx.x) * STRIP
+        start = part * PART * N + strip + tx * VEC  # neighbours in x read neighbouring packs
+        count = min(M - part * PART, PART) if strip + tx * VEC < N else 0
+
+        v = cuda.local.array(HELD, float32)
+        sum = cuda.local.array(VEC, float32)
+        for k in range(VEC):
+            sum[k] = float32(0)
+        m = int64(ty)
+        while m + (PACKS - 1) * TY < count:
+            for p in range(PACKS):  # all loads are under way before the first is used
+                if VEC > 1:
+                    load_pack(x, start + (m + p * TY) * N, v, p * VEC)
+                else:
+                    v[p] = load(x, start + (m + p * TY) * N)
+            for p in range(PACKS):
+                for k in range(VEC):
+                    sum[k] += v[p * VEC + k]
+            m += PACKS * TY
+        for p in range(PACKS - 1):  # what is left, fewer than PACKS rows
+            if m + p * TY < count:
+                if VEC > 1:
+                    load_pack(x, start + (m + p * TY) * N, v, 0)
+                else:
+                    v[0] = load(x, start + (m + p * TY) * N)
+                for k in range(VEC):
+                    sum[k] += v[k]
+
+        for k in range(VEC):
+            sums[ty, tx * VEC + k] = sum[k]
+        cuda.syncthreads()  # the sums of all TY rows of threads are there
+        if tid < STRIP and strip + tid < N:  # from here on a thread has one column
+            total = float32(0)
+            for t in range(TY):
+                total += sums[t, tid]
+            out[part * N + strip + tid] = total
+
+    return kernel
+
+
+def column_sum(x):
+    check(x)
+    M, N = x.shape
+    if x.numel() == 0:
+        return torch.empty(N, dtype=torch.float32, device=x.device).zero_()  # sums of nothing
+    VEC = 16 // x.element_size()
+    if N % VEC:  # rows do not start at a multiple of 16 bytes
+        VEC = 1
+    packs = N // VEC
+    parts = max(1, min(M // PART_ROWS, programs(PROGRAMS_PER_SM) // -(-packs // WIDE)))
+    # where rows are not divided, strips so narrow that each multiprocessor gets two
+    width = WIDE if parts > 1 else max(NARROW, min(packs // programs(2), WIDE))
+    TX = 1 << (min(width, packs) - 1).bit_length()
+    TY = BLOCK // TX
+    STEP = TY * PACKS
+    PART = (M // (parts * STEP) + 1) * STEP
+    parts = -(-M // PART)
+
+    sums = torch.empty(parts, N, dtype=torch.float32, device=x.device)
+    grid = (-(-packs // TX), parts)
+    launch(column_sum_kernel(VEC, TX, TY), grid, (TX, TY), x.view(-1), sums.view(-1), M, N, PART)
+    return sums.view(N) if parts == 1 else column_sum(sums)

@@ -1,0 +1,54 @@
+// A row belongs to THREADS threads: to a part of a warp or to a whole one, and a block has ROWS
+// rows, or to all warps of a block. Of a row longer than PART, each block has one part. Unless told
+// that 5 blocks are enough, the compiler saves registers and loads later.
+#include "ptx.cuh"
+
+template <typename T, int VEC, int PACKS, int THREADS, int ROWS>
+__global__ void __launch_bounds__(THREADS* ROWS, 5)
+    row_sum_kernel(const T* __restrict__ x, float* __restrict__ out, long long M, long long N,
+                   int PART, int parts) {
+    constexpr int STEP = THREADS * VEC, WARPS = THREADS / 32;
+    const int tx = threadIdx.x, part = blockIdx.x % parts;
+    const long long row = (long long)(blockIdx.x / parts) * ROWS + threadIdx.y;
+    const long long start = (long long)part * PART;
+    // threads beyond the last row have nothing to add, but still take part in the shuffles
+    const int count = row < M ? min(N - start, (long long)PART) : 0;
+    x += row * N + start;  // 64-bit: M * N may exceed 2^31
+
+    float sum[VEC] = {};
+    int n = tx * VEC;  // neighbours read neighbouring packs
+    for (; n + (PACKS - 1) * STEP < count; n += PACKS * STEP) {
+        Pack<T, VEC> pack[PACKS];
+#pragma unroll
+        for (int p = 0; p < PACKS; ++p)  // all loads are under way before the first is used
+            pack[p] = load_pack<VEC>(x + n + p * STEP);
+#pragma unroll
+        for (int p = 0; p < PACKS; ++p)
+#pragma unroll
+            for (int k = 0; k < VEC; ++k) sum[k] += float(pack[p].v[k]);
+    }
+#pragma unroll
+    for (int p = 0; p < PACKS - 1; ++p)  // what is left, fewer than PACKS packs
+        if (n + p * STEP < count) {
+            const auto pack = load_pack<VEC>(x + n + p * STEP);
+#pragma unroll
+            for (int k = 0; k < VEC; ++k) sum[k] += float(pack.v[k]);
+        }
+
+    float total = 0.f;
+#pragma unroll
+    for (int k = 0; k < VEC; ++k) total += sum[k];
+#pragma unroll
+    for (int delta = (THREADS < 32 ? THREADS : 32) / 2; delta > 0; delta /= 2)
+        total += __shfl_xor_sync(0xffffffff, total, delta);
+    if constexpr (WARPS > 1) {
+        __shared__ float totals[WARPS];
+        if (tx % 32 == 0) totals[tx / 32] = total;
+        __syncthreads();  // every warp's total is there
+        total = 0.f;
+#pragma unroll
+        for (int w = 0; w < WARPS; ++w) total += totals[w];
+    }
+
+    if (tx == 0 && row < M) out[row * parts + part] = total;
+}

@@ -1,0 +1,97 @@
+"""A row a group of threads, up to a block; a longer row several blocks, whose sums make a row."""
+
+from functools import cache
+
+import torch
+from numba import cuda, float32, int64, uint32
+
+from implementations.common.numba_cuda import launch
+from implementations.common.numba_ptx import load, load_pack
+from implementations.phase2_basic_operations.day11_row_wise_reductions.row_sum import check
+
+BLOCK = 256  # threads
+PACKS = 4  # of 16 bytes, that each thread has under way at once
+PART_PACKS = 4096  # of a row, that a block reads at most: 64 KB
+
+
+@cache  # a closure is Numba's template: the upper-case names are compile-time constants
+def row_sum_kernel(VEC, THREADS, ROWS):
+    HELD, STEP, WARPS = PACKS * VEC, THREADS * VEC, THREADS // 32
+
+    # unless told that 5 blocks are enough, the compiler saves registers and loads later
+    @cuda.jit(launch_bounds=(BLOCK, 5))
+    def kernel(x, out, M, N, PART, parts):
+        totals = cuda.shared.array(32, float32)
+        tx = cuda.threadIdx.x
+        group = int64(uint32(cuda.blockIdx.x) // uint32(parts))  # signed, it would take long
+        part = cuda.blockIdx.x - group * parts
+        row = group * ROWS + cuda.threadIdx.y
+        start = row * N + part * PART
+        # threads beyond the last row have nothing to add, but still take part in the shuffles
+        count = min(N - part * PART, PART) if row < M else 0
+
+        v = cuda.local.array(HELD, float32)
+        sum = cuda.local.array(VEC, float32)
+        for k in range(VEC):
+            sum[k] = float32(0)
+        n = tx * VEC  # neighbours read neighbouring packs
+        while n + (PACKS - 1) * STEP < count:
+            for p in range(PACKS):  # all loads are under way before the first is used
+                if VEC > 1:
+                    load_pack(x, start + n + p * STEP, v, p * VEC)
+                else:
+                    v[p] = load(x, start + n + p * STEP)
+            for p in range(PACKS):
+                for k in range(VEC):
+                    sum[k] += v[p * VEC + k]
+            n += PACKS * STEP
+        for p in range(PACKS - 1):  # what is left, fewer than PACKS packs
+            if n + p * STEP < count:
+                if VEC > 1:
+                    load_pack(x, start + n + p * STEP, v, 0)
+                else:
+                    v[0] = load(x, start + n + p * STEP)
+                for k in range(VEC):
+                    sum[k] += v[k]
+
+        total = float32(0)
+        for k in range(VEC):
+            total += sum[k]
+        delta = min(THREADS, 32) // 2
+        while delta > 0:
+            total += cuda.shfl_xor_sync(0xFFFFFFFF, total, delta)
+            delta //= 2
+        if WARPS > 1:
+            if tx % 32 == 0:
+                totals[tx // 32] = total
+            cuda.syncthreads()  # every warp's total is there
+            total = float32(0)
+            for w in range(WARPS):
+                total += totals[w]
+
+        if tx == 0 and row < M:
+            out[row * parts + part] = total
+
+    return kernel
+
+
+def row_sum(x):
+    check(x)
+    M, N = x.shape
+    if x.numel() == 0:
+        return torch.empty(M, dtype=torch.float32, device=x.device).zero_()  # sums of nothing
+    VEC = 16 // x.element_size()
+    if N % VEC:  # rows do not start at a multiple of 16 bytes
+        VEC = 1
+    packs = N // VEC
+    threads = max(min(packs, 4), packs // PACKS)  # 4 neighbours at least, for 64 bytes
+    THREADS = min(1 << (threads - 1).bit_length(), 32) if threads <= 128 else BLOCK
+    ROWS = BLOCK // THREADS  # up to a warp a row there are several, else one
+    PART = PART_PACKS * VEC
+    parts = -(-N // PART)
+
+    sums = torch.empty(M, parts, dtype=torch.float32, device=x.device)
+    grid = (-(-M // ROWS) * parts,)
+    kernel = row_sum_kernel(VEC, THREADS, ROWS)
+    launch(kernel, grid, (THREADS, ROWS), x.view(-1), sums.view(-1), M, N, PART, parts)
+    return sums.view(M) if parts == 1 else row_sum(sums)

@@ -1,0 +1,32 @@
+"""One row THREADS threads, which loop over it twice; several rows a block while a warp has more."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.phase2_basic_operations.day12_numerical_stability.softmax_naive import check
+
+BLOCK = 128  # threads a block, unless one row takes more
+MAX_THREADS = 512  # that share a row
+PACKS = 4  # of 16 bytes, that a thread has under way at once
+
+SOURCE = CudaSource(Path(__file__).with_name("softmax_naive.cu"))
+
+
+def softmax_naive(x):
+    check(x)
+    M, N = x.shape
+    out = torch.empty_like(x)
+    if x.numel() > 0:
+        VEC = 16 // x.element_size()
+        if N % VEC:  # rows do not start at a multiple of 16 bytes
+            VEC = 1
+        packs = N // VEC
+        threads = min(max(min(packs, 32), packs // PACKS), MAX_THREADS)
+        THREADS = 1 << (threads - 1).bit_length()
+        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # warps of one row share `partial`
+        name = f"softmax_naive_kernel<{C_TYPE[x.dtype]}, {VEC}, {PACKS}, {THREADS}, {ROWS}>"
+        SOURCE.launch(name, (-(-M // ROWS),), (THREADS, ROWS), x, out, M, np.int64(N))
+    return out

@@ -1,0 +1,116 @@
+"""One row THREADS threads, which loop over it twice; several rows a block while a warp has more."""
+
+from functools import cache
+
+import torch
+from numba import cuda, float32, int64
+from numba.cuda import libdevice
+
+from implementations.common.numba_cuda import launch
+from implementations.common.numba_ptx import load, load_pack, store, store_pack
+from implementations.phase2_basic_operations.day12_numerical_stability.softmax_naive import check
+
+BLOCK = 128  # threads a block, unless one row takes more
+MAX_THREADS = 512  # that share a row
+PACKS = 4  # of 16 bytes, that a thread has under way at once
+INF = float32(float("inf"))
+
+
+@cache  # a closure is Numba's template: the upper-case names are compile-time constants
+def load_step(VEC, THREADS):
+    """A thread's packs of the step from x[start + n] on, into v; -inf beyond N, as its exponential
+    is 0."""
+
+    @cuda.jit(device=True)
+    def load_packs(x, start, n, N, v):
+        for p in range(PACKS):
+            at = n + p * THREADS * VEC  # neighbours read neighbouring packs
+            if at < N:
+                if VEC > 1:
+                    load_pack(x, start + at, v, p * VEC)
+                else:
+                    v[p] = load(x, start + at)
+            else:
+                for k in range(VEC):
+                    v[p * VEC + k] = -INF
+
+    return load_packs
+
+
+@cache
+def sum_row(THREADS):
+    """The sum of a value over the threads of a row, in every one of them. `partial` holds a value a
+    warp and is used once, so the one barrier suffices."""
+    FIRST = min(THREADS, 32) // 2
+
+    @cuda.jit(device=True)
+    def add_up(value, partial):
+        delta = FIRST
+        while delta > 0:
+            value += cuda.shfl_xor_sync(0xFFFFFFFF, value, delta)
+            delta //= 2
+        if THREADS > 32:
+            lane, warp = cuda.threadIdx.x % 32, cuda.threadIdx.x // 32
+            if lane == 0:
+                partial[warp] = value
+            cuda.syncthreads()
+            value = partial[lane] if lane < THREADS // 32 else float32(0)
+            delta = 16
+            while delta > 0:
+                value += cuda.shfl_xor_sync(0xFFFFFFFF, value, delta)
+                delta //= 2
+        return value
+
+    return add_up
+
+
+@cache
+def softmax_naive_kernel(VEC, THREADS, ROWS):
+    HELD, STEP = PACKS * VEC, THREADS * PACKS * VEC
+    load_packs, add_up = load_step(VEC, THREADS), sum_row(THREADS)
+
+    @cuda.jit(launch_bounds=THREADS * ROWS)
+    def kernel(x, out, M, N):
+        partial = cuda.shared.array(32, float32)
+        row = int64(cuda.blockIdx.x) * ROWS + cuda.threadIdx.y
+        end = N if row < M else 0  # beyond the last row, take part in the shuffles only
+        start = row * N
+
+        v = cuda.local.array(HELD, float32)
+        l = float32(0)
+        for n in range(cuda.threadIdx.x * VEC, end, STEP):
+            load_packs(x, start, n, N, v)
+            for k in range(HELD):
+                l += libdevice.fast_expf(v[k])
+        scale = float32(1) / add_up(l, partial)
+
+        for n in range(cuda.threadIdx.x * VEC, end, STEP):
+            load_packs(x, start, n, N, v)
+            for k in range(HELD):
+                v[k] = libdevice.fast_expf(v[k]) * scale
+            for p in range(PACKS):
+                at = n + p * THREADS * VEC
+                if at < N:
+                    if VEC > 1:
+                        store_pack(out, start + at, v, p * VEC)
+                    else:
+                        store(out, start + at, v[p])
+
+    return kernel
+
+
+def softmax_naive(x):
+    check(x)
+    M, N = x.shape
+    out = torch.empty_like(x)
+    if x.numel() > 0:
+        VEC = 16 // x.element_size()
+        if N % VEC:  # rows do not start at a multiple of 16 bytes
+            VEC = 1
+        packs = N // VEC
+        threads = min(max(min(packs, 32), packs // PACKS), MAX_THREADS)
+        THREADS = 1 << (threads - 1).bit_length()
+        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # warps of one row share `partial`
+        kernel = softmax_naive_kernel(VEC, THREADS, ROWS)
+        launch(kernel, (-(-M // ROWS),), (THREADS, ROWS), x.view(-1), out.view(-1), M, N)
+    return out

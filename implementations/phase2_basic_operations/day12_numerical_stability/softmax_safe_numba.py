@@ -1,0 +1,178 @@
+"""Three launches, in each one row THREADS threads; several rows a block while a warp has more."""
+
+from functools import cache
+
+import torch
+from numba import cuda, float32, int64
+from numba.cuda import libdevice
+
+from implementations.common.numba_cuda import launch
+from implementations.common.numba_ptx import load, load_pack, store, store_pack
+from implementations.phase2_basic_operations.day12_numerical_stability.softmax_safe import check
+
+BLOCK = 128  # threads a block, unless one row takes more
+MAX_THREADS = 512  # that share a row
+PACKS = 4  # of 16 bytes, that a thread has under way at once
+INF = float32(float("inf"))
+
+
+@cuda.jit(device=True)
+def maximum(a, b):
+    return libdevice.fmaxf(a, b)
+
+
+@cuda.jit(device=True)
+def add(a, b):
+    return a + b
+
+
+@cache  # a closure is Numba's template: the upper-case names are compile-time constants
+def load_step(VEC, THREADS):
+    """A thread's packs of the step from x[start + n] on, into v; -inf beyond N, the least, whose
+    exponential is 0."""
+
+    @cuda.jit(device=True)
+    def load_packs(x, start, n, N, v):
+        for p in range(PACKS):
+            at = n + p * THREADS * VEC  # neighbours read neighbouring packs
+            if at < N:
+                if VEC > 1:
+                    load_pack(x, start + at, v, p * VEC)
+                else:
+                    v[p] = load(x, start + at)
+            else:
+                for k in range(VEC):
+                    v[p * VEC + k] = -INF
+
+    return load_packs
+
+
+@cache
+def reduce_row(THREADS, op, neutral):
+    """The reduction of a value over the threads of a row, in every one of them. `partial` holds a
+    value a warp and is used once, so the one barrier suffices."""
+    FIRST = min(THREADS, 32) // 2
+
+    @cuda.jit(device=True)
+    def reduce(value, partial):
+        delta = FIRST
+        while delta > 0:
+            value = op(value, cuda.shfl_xor_sync(0xFFFFFFFF, value, delta))
+            delta //= 2
+        if THREADS > 32:
+            lane, warp = cuda.threadIdx.x % 32, cuda.threadIdx.x // 32
+            if lane == 0:
+                partial[warp] = value
+            cuda.syncthreads()
+            value = partial[lane] if lane < THREADS // 32 else neutral
+            delta = 16
+            while delta > 0:
+                value = op(value, cuda.shfl_xor_sync(0xFFFFFFFF, value, delta))
+                delta //= 2
+        return value
+
+    return reduce
+
+
+@cache
+def softmax_safe_max_kernel(VEC, THREADS, ROWS):
+    HELD, STEP = PACKS * VEC, THREADS * PACKS * VEC
+    load_packs = load_step(VEC, THREADS)
+    reduce_max = reduce_row(THREADS, maximum, -INF)
+
+    @cuda.jit(launch_bounds=THREADS * ROWS)
+    def kernel(x, m, M, N):
+        partial = cuda.shared.array(32, float32)
+        row = int64(cuda.blockIdx.x) * ROWS + cuda.threadIdx.y
+        end = N if row < M else 0  # beyond the last row, take part in the shuffles only
+
+        v = cuda.local.array(HELD, float32)
+        m_i = -INF
+        for n in range(cuda.threadIdx.x * VEC, end, STEP):
+            load_packs(x, row * N, n, N, v)
+            for k in range(HELD):
+                m_i = libdevice.fmaxf(m_i, v[k])
+        m_i = reduce_max(m_i, partial)
+
+        if row < M and cuda.threadIdx.x == 0:
+            m[row] = m_i
+
+    return kernel
+
+
+@cache
+def softmax_safe_sum_kernel(VEC, THREADS, ROWS):
+    HELD, STEP = PACKS * VEC, THREADS * PACKS * VEC
+    load_packs = load_step(VEC, THREADS)
+    reduce_sum = reduce_row(THREADS, add, float32(0))
+
+    @cuda.jit(launch_bounds=THREADS * ROWS)
+    def kernel(x, m, l, M, N):
+        partial = cuda.shared.array(32, float32)
+        row = int64(cuda.blockIdx.x) * ROWS + cuda.threadIdx.y
+        end = N if row < M else 0
+        m_i = m[row] if row < M else float32(0)
+
+        v = cuda.local.array(HELD, float32)
+        l_i = float32(0)
+        for n in range(cuda.threadIdx.x * VEC, end, STEP):
+            load_packs(x, row * N, n, N, v)
+            for k in range(HELD):
+                l_i += libdevice.fast_expf(v[k] - m_i)
+        l_i = reduce_sum(l_i, partial)
+
+        if row < M and cuda.threadIdx.x == 0:
+            l[row] = l_i
+
+    return kernel
+
+
+@cache
+def softmax_safe_divide_kernel(VEC, THREADS, ROWS):
+    HELD, STEP = PACKS * VEC, THREADS * PACKS * VEC
+    load_packs = load_step(VEC, THREADS)
+
+    @cuda.jit(launch_bounds=THREADS * ROWS)
+    def kernel(x, m, l, out, M, N):
+        row = int64(cuda.blockIdx.x) * ROWS + cuda.threadIdx.y
+        if row >= M:
+            return
+        m_i, scale = m[row], float32(1) / l[row]
+
+        v = cuda.local.array(HELD, float32)
+        for n in range(cuda.threadIdx.x * VEC, N, STEP):
+            load_packs(x, row * N, n, N, v)
+            for k in range(HELD):
+                v[k] = libdevice.fast_expf(v[k] - m_i) * scale
+            for p in range(PACKS):
+                at = n + p * THREADS * VEC
+                if at < N:
+                    if VEC > 1:
+                        store_pack(out, row * N + at, v, p * VEC)
+                    else:
+                        store(out, row * N + at, v[p])
+
+    return kernel
+
+
+def softmax_safe(x):
+    check(x)
+    M, N = x.shape
+    out = torch.empty_like(x)
+    if x.numel() > 0:
+        m = torch.empty(M, dtype=torch.float32, device=x.device)
+        l = torch.empty_like(m)
+        VEC = 16 // x.element_size()
+        if N % VEC:  # rows do not start at a multiple of 16 bytes
+            VEC = 1
+        packs = N // VEC
+        threads = min(max(min(packs, 32), packs // PACKS), MAX_THREADS)
+        THREADS = 1 << (threads - 1).bit_length()
+        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # warps of one row share `partial`
+        grid, block = (-(-M // ROWS),), (THREADS, ROWS)
+        of = VEC, THREADS, ROWS
+        x, y = x.view(-1), out.view(-1)
+        launch(softmax_safe_max_kernel(*of), grid, block, x, m, M, N)
+        launch(softmax_safe_sum_kernel(*of), grid, block, x, m, l, M, N)
+        launch(softmax_safe_divide_kernel(*of), grid, block, x, m, l, y, M, N)
+    return out

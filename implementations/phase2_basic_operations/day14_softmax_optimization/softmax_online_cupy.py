@@ -1,0 +1,44 @@
+"""One row a few lanes, a block or a cluster, in their registers; a loop if it is longer still."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.common.device import clusters
+from implementations.phase2_basic_operations.day14_softmax_optimization.softmax_online import check
+
+BLOCK = 128  # threads a block, unless one row takes more
+PER_THREAD = 32  # elements a thread holds, at most
+MAX_THREADS = 1024  # of a block
+SHARING = 512  # threads of a block in a cluster: two share a multiprocessor, one loads meanwhile
+MAX_CLUSTER = 8  # blocks
+
+SOURCE = CudaSource(Path(__file__).with_name("softmax_online.cu"))
+
+
+def softmax_online(x):
+    check(x)
+    M, N = x.shape
+    out = torch.empty_like(x)
+    if x.numel() > 0:
+        VEC = 16 // x.element_size()
+        if N % VEC:  # rows do not start at a multiple of 16 bytes
+            VEC = 1
+        most = MAX_CLUSTER if clusters() else 1
+        packs = -(-N // VEC)
+        threads = max(min(packs, 32), -(-N // PER_THREAD))  # of a row
+        threads = 1 << (threads - 1).bit_length()
+        LONG = threads > most * MAX_THREADS
+        if LONG:
+            threads = most * SHARING
+        CLUSTER = min(threads // SHARING, most) if threads > MAX_THREADS else 1
+        THREADS = threads // CLUSTER
+        PACKS = min(-(-packs // threads), PER_THREAD // VEC)
+        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # warps of one row share memory
+        grid = (-(-M // ROWS) * CLUSTER,)
+        parameters = f"{C_TYPE[x.dtype]}, {VEC}, {PACKS}, {THREADS}, {ROWS}, {CLUSTER}, {int(LONG)}"
+        name = f"softmax_online_kernel<{parameters}>"
+        SOURCE.launch(name, grid, (THREADS, ROWS), x, out, M, np.int64(N))
+    return out
