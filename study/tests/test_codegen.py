@@ -177,8 +177,6 @@ def is_headline(cell):
 KNOWN = {
     ("matmul_tensor_core", "triton", no_spills): "at sizes that are no multiples of 16, none of "
     "them timed, an address for each element takes 192 registers beside the 128 of acc",
-    ("transpose_tiled", "cupy", no_spills): "in 16 bits, at sizes that are no multiples of 8, none "
-    "of them timed, 1,024 threads hold 16 elements each and leave 64 registers for their addresses",
 }
 
 

@@ -7,7 +7,7 @@ import triton.language as tl
 from implementations.phase1_foundations.day02_memory_operations.strided_copy import check
 
 BLOCK = 1024
-num_warps = 8
+NUM_WARPS = 8
 
 
 @triton.jit
@@ -27,5 +27,5 @@ def strided_copy(x, start, step, n):
     if n > 0:
         # an argument of 1 is compiled in: at step 1 Triton sees neighbours and loads whole packs
         grid = (triton.cdiv(n, BLOCK),)
-        strided_copy_kernel[grid](x, out, start, step, n, BLOCK=BLOCK, num_warps=num_warps)
+        strided_copy_kernel[grid](x, out, start, step, n, BLOCK=BLOCK, num_warps=NUM_WARPS)
     return out

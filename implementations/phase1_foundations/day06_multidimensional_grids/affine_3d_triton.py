@@ -7,7 +7,7 @@ import triton.language as tl
 from implementations.phase1_foundations.day06_multidimensional_grids.affine_3d import check
 
 BLOCK_M = 32
-num_warps = 8
+NUM_WARPS = 8
 
 
 @triton.jit
@@ -41,6 +41,6 @@ def affine_3d(x, row_scale, col_bias):
         BLOCK_N = 32 * 16 // x.element_size()  # a warp's 32 packs of 16 bytes
         grid = (triton.cdiv(N, BLOCK_N), triton.cdiv(M, BLOCK_M), B)
         affine_3d_kernel[grid](
-            x, row_scale, col_bias, out, M, N, BLOCK_M, BLOCK_N, num_warps=num_warps
+            x, row_scale, col_bias, out, M, N, BLOCK_M, BLOCK_N, num_warps=NUM_WARPS
         )
     return out

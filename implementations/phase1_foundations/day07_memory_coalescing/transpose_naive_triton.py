@@ -9,7 +9,7 @@ from implementations.phase1_foundations.day07_memory_coalescing.transpose_naive 
 # One element a thread leaves Triton no choice who stores what. Of a two-dimensional block it would
 # exchange the elements through shared memory first, and the stores would be coalesced.
 BLOCK = 256
-num_warps = BLOCK // 32
+NUM_WARPS = BLOCK // 32
 
 
 @triton.jit
@@ -29,5 +29,5 @@ def transpose_naive(x):
     out = torch.empty((N, M), dtype=x.dtype, device=x.device)
     if x.numel() > 0:
         grid = (M, triton.cdiv(N, BLOCK))
-        transpose_naive_kernel[grid](x, out, M, N, BLOCK, num_warps=num_warps)
+        transpose_naive_kernel[grid](x, out, M, N, BLOCK, num_warps=NUM_WARPS)
     return out

@@ -10,6 +10,7 @@ from implementations.phase1_foundations.day07_memory_coalescing.transpose_tiled 
 
 TILE_BYTES = 256  # of a tile's row: whole lines of 128 bytes, read and stored
 ROWS = 8  # of squares that a block's threads take at a time
+MAX_SIDE = 64  # squares along a tile's side: 512 threads
 
 SOURCE = CudaSource(Path(__file__).with_name("transpose_tiled.cu"))
 
@@ -22,7 +23,7 @@ def transpose_tiled(x):
         VEC = 16 // x.element_size()
         if M % VEC or N % VEC:  # rows do not start at a multiple of 16 bytes
             VEC = 1
-        TILE = TILE_BYTES // x.element_size()
+        TILE = min(TILE_BYTES // x.element_size(), MAX_SIDE * VEC)
         grid = (-(-M // TILE) * -(-N // TILE),)
         block = (TILE // VEC, ROWS)
         name = f"transpose_tiled_kernel<{C_TYPE[x.dtype]}, {VEC}, {TILE}, {ROWS}>"
