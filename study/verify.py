@@ -4,9 +4,12 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Lock
 
 import pandas as pd
 import torch
@@ -27,6 +30,7 @@ GUARD = 2**20  # bytes before and after each tensor: more than a tile overshoots
 ALIGNMENT = 256  # bytes, what the CUDA allocator gives
 NAN = 0xFF  # every byte of it: NaN in the float dtypes, -1 in the integers
 FENCE = 0xA5  # around outputs: no NaN, or a NaN copied from out of bounds would go unseen
+WORKERS = 8  # at most: more would fill a GPU's memory
 FIRST_TIMEOUT, TIMEOUT = 300, 120  # seconds for a child's first cell (imports), for any other
 
 ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
@@ -97,6 +101,9 @@ def check(cell: Cell) -> dict:
         return _row(cell, "unavailable", str(error))
     except torch.OutOfMemoryError:
         return _row(cell, "unavailable", "the check does not fit this GPU's memory")
+    finally:
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()  # for the checks beside it
 
 
 def _check(cell: Cell, host) -> dict:
@@ -184,21 +191,19 @@ def run(selection: Selection, large: bool, data: Path) -> bool:
     if DEVICE == "cuda":
         path = data / store.machine_name(torch.cuda.get_device_name()) / "agreement.csv"
         store.read(path)  # a damaged file is refused before any work
-    cells = {kernel: list(_cells(selection, kernel, large)) for kernel in selection.kernels}
-    rows = []
-    with progress("verify", sum(map(len, cells.values()))) as step, Worker() as worker:
-        for kernel in selection.kernels:
-            begun = len(rows)
-            try:
-                for cell in cells[kernel]:
-                    step(str(cell))
-                    reason = missing[cell.backend]
-                    row = _row(cell, "unavailable", reason) if reason else _call(worker, cell)
-                    rows.append(row)
-            finally:
-                if DEVICE == "cuda" and len(rows) > begun:
-                    _save(path, rows[begun:])
+    kinds = ("check", "large") if large and DEVICE == "cuda" else ("check",)
+    order = {cell: i for i, cell in enumerate(c for kind in kinds for c in selection.cells(kind))}
+    rows, saved = [], 0
+    with progress("verify", len(order)) as step:
+        try:
+            for _ in _verify(selection, kinds, missing, step, rows):
+                if DEVICE == "cuda":
+                    saved = _save(path, rows, saved)
+        finally:
+            if DEVICE == "cuda":
+                _save(path, rows, saved)
 
+    rows.sort(key=lambda row: order[Cell(*(row[name] for name in KEY))])
     _summarise(rows)
     status = {row["status"] for row in rows}
     return (
@@ -231,11 +236,36 @@ def sanitize(selection: Selection) -> bool:
     return all(row["status"] == "agrees" for row in rows)
 
 
-def _cells(selection: Selection, kernel: str, large: bool) -> Iterator[Cell]:
-    of_kernel = replace(selection, kernels=(kernel,))
-    yield from of_kernel.cells("check")
-    if large and DEVICE == "cuda":
-        yield from of_kernel.cells("large")
+def _verify(selection: Selection, kinds, missing, step, rows: list[dict]) -> Iterator[None]:
+    """Append the rows of a selection to `rows`, kernels in parallel; yields as each is done."""
+    idle, alone, stopped = SimpleQueue(), Lock(), Event()
+
+    def verify(kernel: str) -> None:
+        worker = idle.get()
+        try:
+            for kind in kinds:
+                with alone if kind == "large" else nullcontext():  # it may take all of the memory
+                    for cell in replace(selection, kernels=(kernel,)).cells(kind):
+                        if stopped.is_set():
+                            return
+                        step(str(cell))
+                        reason = missing[cell.backend]
+                        row = _row(cell, "unavailable", reason) if reason else _call(worker, cell)
+                        if not stopped.is_set():  # else what failed was the worker
+                            rows.append(row)
+        finally:
+            idle.put(worker)
+
+    count = min(WORKERS, os.cpu_count() or 1, len(selection.kernels))
+    with ThreadPoolExecutor(count) as pool, ExitStack() as workers:
+        for _ in range(count):
+            idle.put(workers.enter_context(Worker()))
+        workers.callback(stopped.set)  # before the workers are gone
+        futures = [pool.submit(verify, kernel) for kernel in selection.kernels]
+        workers.callback(lambda: [future.cancel() for future in futures])
+        for future in as_completed(futures):
+            future.result()
+            yield
 
 
 def _call(worker: Worker, cell: Cell) -> dict:
@@ -245,10 +275,14 @@ def _call(worker: Worker, cell: Cell) -> dict:
         return _row(cell, "failed", failure.reason)
 
 
-def _save(path: Path, rows: list[dict]) -> None:
-    """Replace the rows of these cells, keep the others."""
-    tables = [table for table in (store.read(path), pd.DataFrame(rows)) if not table.empty]
-    store.write(path, pd.concat(tables).drop_duplicates(KEY, keep="last"))
+def _save(path: Path, rows: list[dict], saved: int) -> int:
+    """Replace the rows of these cells, keep the others; the first `saved` are in the file.
+    Returns how many are now."""
+    new = rows[saved:]
+    tables = [table for table in (store.read(path), pd.DataFrame(new)) if not table.empty]
+    if new:
+        store.write(path, pd.concat(tables).drop_duplicates(KEY, keep="last"))
+    return saved + len(new)
 
 
 def _summarise(rows: list[dict]) -> None:
