@@ -1,5 +1,6 @@
 """Times the kernels among their baselines and ceilings, in fresh processes, saving as it goes."""
 
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -32,7 +33,8 @@ CHECK_US, FIRST_CHECK_US = {"GB/s": 20_000, "TFLOP/s": 150_000}, 150_000
 UNTRIED = -1  # the process of a row whose backend cannot run here
 
 COMPILE_TIMEOUT, TIMEOUT = 300, 120  # seconds for all cells of a worker, for one
-MEMORY_PER_WORKER = 4 * 2**30  # bytes: a context, and the inputs of one cell
+MEMORY_PER_WORKER = 3 * 2**30  # bytes: a context, and the inputs of one cell
+GROUPS_PER_WORKER = 8  # at most: the worker that compiles longest is waited for
 # inductor would start a pool of compilers in every worker
 ENVIRONMENT = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
@@ -58,7 +60,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Task:
-    """What one worker does: groups of one kernel to time, and then to cross-check."""
+    """What one worker does: some groups of one kernel to time, and then to cross-check."""
 
     process: int
     timed: tuple[Group, ...]
@@ -258,14 +260,18 @@ def _untried(record: Record, selection: Selection, missing: dict[str, str]) -> N
 def plan(
     record: Record, selection: Selection, processes: int, rounds: int, fresh: bool
 ) -> list[Task]:
-    """What is left to do, a worker a kernel and process; processes one after another."""
-    of_worker: dict[str, list[Group]] = {}
+    """What is left to do, by workers for one kernel and process; processes one after another."""
+    of_kernel: dict[str, list[Group]] = {}
     for group in groups(selection):
         # what was timed there before is timed again: only samples of the same rounds are compared
         backends = record.backends(group) | set(selection.backends)
         names = tuple(b for b in registry.BACKENDS if b in backends and not registry.missing(b))
         whole = _group(group.kernel, group.dtype, group.size, names)
-        of_worker.setdefault(group.kernel, []).append(whole)
+        of_kernel.setdefault(group.kernel, []).append(whole)
+    parts = []
+    for found in of_kernel.values():
+        count = math.ceil(len(found) / GROUPS_PER_WORKER)
+        parts += [found[i::count] for i in range(count)]
     tasks = [
         Task(
             process,
@@ -273,7 +279,7 @@ def plan(
             tuple(g for g in found if process == 0 and (fresh or not record.has_checks(g))),
         )
         for process in range(processes)
-        for found in of_worker.values()
+        for found in parts
     ]
     return [task for task in tasks if task.timed or task.checked]
 
@@ -530,9 +536,12 @@ def _measured(group: Group) -> Iterator[tuple[Iterator, dict[Cell, str]]]:
         for entry in group.entries:
             worker.say(str(entry))
             try:
-                yield entry, function(entry), inputs.sets_of(entry)
+                call, sets = function(entry), inputs.sets_of(entry)
+                call(*sets[0])
             except registry.Unavailable as reason:
                 errors[entry] = f"{UNAVAILABLE}{reason}"
+                continue
+            yield entry, call, sets
 
     with torch.cuda.stream(torch.cuda.Stream()):
         yield ready(), errors
