@@ -202,8 +202,8 @@ def _group(kernel: str, dtype: str, size: str, backends) -> Group:
     spec, sizes = registry.spec(kernel), parse_size(size)
     headline = sizes == spec.headline
     names = [*backends, *spec.baselines]
-    if ENTERED_TWICE in backends:
-        names += [ENTERED_TWICE + TWICE, *([ENTERED_TWICE + SLOWER] if headline else [])]
+    if headline and ENTERED_TWICE in backends:
+        names += [ENTERED_TWICE + TWICE, ENTERED_TWICE + SLOWER]
     done = work(kernel, "", dtype, size)
     if spec.warm and done.bytes <= WARM_BYTES:
         names += [backend + WARM for backend in backends]
@@ -315,7 +315,9 @@ def _compile(pool, workers, batch) -> None:
     waiting = {}
 
     def submit(child, task, of):
-        future = pool.submit(child.call, compile_groups, of, timeout=COMPILE_TIMEOUT)
+        future = pool.submit(
+            child.call, compile_groups, of, bool(task.checked), timeout=COMPILE_TIMEOUT
+        )
         waiting[future] = child, task, of
 
     with progress("compile", len(batch)) as step:
@@ -470,8 +472,12 @@ def function(entry: Cell):
     return baselines[backend] if backend in baselines else registry.load(entry.kernel, backend)
 
 
-def compile_groups(of: tuple[Group, ...]) -> None:
-    """Call every entry once, so that all is compiled before the first is timed."""
+def compile_groups(of: tuple[Group, ...], profiled: bool) -> None:
+    """Call every entry once, so that all is compiled before the first is timed.
+
+    profiled: load the profiler too, which takes seconds."""
+    if profiled:
+        timing.kernel_durations(torch.cuda.synchronize)
     for group in of:
         inputs = Inputs(group)
         for entry in group.entries:
@@ -510,7 +516,7 @@ def time_group(group: Group, process: int, rounds: int) -> tuple[list[dict], dic
             ]
         for entry, graph in captured.items():
             if not graph.repeats():
-                errors[entry] = "the timed calls gave other bits than the first call"
+                errors[entry] = "the timed calls gave other bits than one more call"
     return rows, errors
 
 

@@ -13,10 +13,10 @@ from study.agreement import as_tuple
 
 REPLAY_US = 1000  # a replay lasts at least this long
 CACHES = 3  # the input sets and their outputs, in units of the L2
-MOST_SETS = 2048  # so many calls of the fastest kernel outlast a replay
+MOST_SETS = 1024  # so many calls of the fastest kernel outlast a replay
 QUEUE_CYCLES = 400_000  # about 0.2 ms: the GPU sleeps while the host queues what is timed
 PLANTED = 20  # one call in so many is added by a planted slowdown: 5 %
-WINDOW_S, WARM_S, WARM_AT_MOST_S = 0.125, 0.25, 3.0
+WINDOW_S, WARM_S, WARM_AT_MOST_S = 0.05, 0.15, 3.0
 SETTLED = 0.01  # two windows agree within this fraction
 
 CUPTI_CALLS = 20, 100  # at least and at most
@@ -54,8 +54,8 @@ class Captured:
     """
 
     def __init__(self, function: Callable, sets: list[tuple], slower: bool = False):
-        self.sets = sets  # the graph reads their memory: they must live as long
-        self.first = _bits(function(*sets[0]))  # compiles, and what the replays must repeat
+        self.function, self.sets = function, sets  # their memory must live as long as the graph
+        function(*sets[0])  # compiles
         self.begin, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._capture(function, sets, len(sets))
         self.calls = len(sets)
@@ -90,10 +90,11 @@ class Captured:
         return 1e3 * self.begin.elapsed_time(self.end) / self.calls
 
     def repeats(self) -> bool:
-        """Whether what the last replay left in its outputs is bit-identical to the first call's."""
+        """Whether what the last replay left in its outputs is bit-identical to one more call's."""
+        one_more = _bits(self.function(*self.sets[0]))
         torch.cuda.synchronize()
         return all(
-            len(self.first) == len(bits) and all(map(torch.equal, self.first, bits))
+            len(one_more) == len(bits) and all(map(torch.equal, one_more, bits))
             for bits in map(_bits, self.outputs)
         )
 
@@ -112,7 +113,7 @@ def _bits(outputs) -> list[torch.Tensor]:
 
 
 def warm_up(timers: Mapping[Hashable, Callable[[], float]]) -> None:
-    """Run all timers in turn until two windows agree within 1 %, for 0.25 to 3 s."""
+    """Run all timers in turn until two windows agree within 1 %, for 0.15 to 3 s."""
     begun, previous = time.monotonic(), None
     while True:
         window = _window(timers)
@@ -163,18 +164,24 @@ def cross_check(function: Callable, sets: list[tuple], load_us: float) -> dict[s
     event_us = 1e3 * begin.elapsed_time(end) / EVENT_CALLS
 
     calls = int(np.clip(load_us / event_us, *CUPTI_CALLS))
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        _call(function, sets, calls)
-        torch.cuda.synchronize()
-    durations = [
-        event.time_range.elapsed_us()
-        for event in sorted(profile.events(), key=lambda event: event.time_range.start)
-        if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
-    ]
+    durations = kernel_durations(lambda: _call(function, sets, calls))
     launches = len(durations) // calls
     of_calls = np.reshape(durations[len(durations) - launches * calls :], (calls, launches)).sum(1)
     cupti_us = float(np.median(of_calls[calls // 2 :])) if launches else math.nan
     return {"graph_us": graph_us, "cupti_us": cupti_us, "event_us": event_us}
+
+
+def kernel_durations(work: Callable[[], None]) -> list[float]:
+    """What the profiler (CUPTI) says of the kernels and copies that `work` queues, in µs, in the
+    order they began."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        work()
+        torch.cuda.synchronize()
+    return [
+        event.time_range.elapsed_us()
+        for event in sorted(profile.events(), key=lambda event: event.time_range.start)
+        if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
+    ]
 
 
 def _sustained(timer: Captured, load_us: float) -> float:

@@ -80,7 +80,7 @@ def no_gpu(monkeypatch):
     monkeypatch.setattr(registry, "missing", lambda backend: None)
     monkeypatch.setattr(measure, "Worker", Child)
     monkeypatch.setattr(measure, "_workers_at_once", lambda: 4)
-    monkeypatch.setattr(measure, "compile_groups", lambda of: None)
+    monkeypatch.setattr(measure, "compile_groups", lambda of, profiled: None)
     monkeypatch.setattr(measure, "time_group", time_group)
     monkeypatch.setattr(measure, "check_group", check_group)
 
@@ -111,8 +111,7 @@ def test_every_group_is_timed_in_every_process_and_checked_once(tmp_path):
     limits = timings[timings["kernel"].str.startswith("_")]
     assert set(limits["backend"]) == {"copy", "read", "write", "empty"}
     checks = store.read(tmp_path / "protocol.csv").set_index("check")
-    assert checks.loc["same kernel twice", "cells"] == GROUPS
-    assert checks.loc["planted 5 % slowdown", "cells"] == 1  # the headline
+    assert list(checks["cells"]) == [1, 1]  # of the headline
 
 
 def test_what_is_measured_is_not_measured_again(tmp_path):
