@@ -5,7 +5,8 @@ one OS thread.
 run as plain Python, and what they find under `cuda.`: indices, barriers, shuffles, votes, shared
 and local arrays. A thread runs until it must wait for others, then the next one does. Shared and
 local arrays start with every byte 0xFF, NaN in any float dtype, -1 in the integers. The environment
-variable STUDY_THREAD_SEED, an integer, shuffles the order of the threads.
+variable STUDY_THREAD_SEED, an integer, shuffles the order of the threads; the bytes then are 0x7F,
+a large number in float32, for a maximum ignores NaN.
 
 Stricter than a GPU: a thread that has ended never counts as arrived at a barrier, and a shuffle may
 not read a lane that takes no part in it.
@@ -218,7 +219,7 @@ def _place(error):
 
 def _poisoned(shape, dtype):
     array = np.empty(shape, dtype)
-    array.view(np.uint8).fill(0xFF)
+    array.view(np.uint8).fill(0x7F if os.environ.get("STUDY_THREAD_SEED") else 0xFF)
     return array
 
 

@@ -63,6 +63,7 @@ SPEC = KernelSpec(
     check_sizes=tuple({"M": M, "N": N} for M, N in CHECK),
     bench_sizes=tuple({"M": M, "N": N} for M, N in BENCH),
     headline={"M": 16384, "N": 16384},
+    huge_sizes=({"M": 1, "N": 2**20}, {"M": 2**20, "N": 1}),
     dtypes=DTYPES,
     agreement=Agreement("unary", ulp=1),
     baselines={"torch": expression, "torch.compile": compiled(expression)},

@@ -59,7 +59,8 @@ SPEC = KernelSpec(
         "torch.compile": compiled(row_sum),
         "CuPy": by_cupy("sum", axis=1, dtype="float32"),
     },
-    huge_sizes=({"M": 3, "N": 2**30 + 8},),  # the last row starts beyond 2^31, each is divided
+    # in the first the last row starts beyond 2^31, and each is divided
+    huge_sizes=({"M": 3, "N": 2**30 + 8}, {"M": 1, "N": 2**20}, {"M": 2**20, "N": 1}),
     machine_code=("wide loads",),
     sources=("Harris, Optimizing Parallel Reduction in CUDA, NVIDIA, 2007",),
 )

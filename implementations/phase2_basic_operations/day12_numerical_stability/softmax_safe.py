@@ -59,6 +59,7 @@ SPEC = KernelSpec(
     check_sizes=tuple({"M": M, "N": N} for M, N in CHECK),
     bench_sizes=tuple({"M": 2**27 // N, "N": N} for N in (1024, 8192, 32768)),
     headline={"M": 16384, "N": 8192},
+    huge_sizes=({"M": 1, "N": 2**20}, {"M": 2**20, "N": 1}),
     dtypes=DTYPES,
     agreement=COMPOSITE,
     baselines={"torch": softmax_safe, "torch.compile": compiled(softmax_safe)},

@@ -60,6 +60,7 @@ SPEC = KernelSpec(
     bench_sizes=tuple({"M": 2**27 // N, "N": N} for N in (256, 1024, 4096, 8192, 16384, 32768)),
     other_sizes=tuple({"M": 2**27 // N, "N": N} for N in (8192, 32768)),
     headline={"M": 16384, "N": 8192},
+    huge_sizes=({"M": 2**20, "N": 1},),
     dtypes=DTYPES,
     agreement=COMPOSITE,
     baselines={"torch": softmax_fused, "torch.compile": compiled(softmax_fused)},
