@@ -111,8 +111,7 @@ __device__ MaxSum exponentials(float (&v)[PACKS][VEC], const Pack<T, VEC> (&pack
 // load that may pass a barrier is put behind it, and these are to be under way while a cluster
 // begins.
 template <typename T, int VEC, int PACKS, int THREADS, int ROWS, int CLUSTER, bool LONG>
-__global__ void __launch_bounds__(THREADS* ROWS) __attribute__((cluster_dims(CLUSTER, 1, 1)))
-softmax_online_kernel(const T* x, T* __restrict__ out, int M, long long N) {
+__device__ __forceinline__ void softmax(const T* x, T* __restrict__ out, int M, long long N) {
     constexpr int STEP = CLUSTER * THREADS;
     constexpr int PART = STEP * PACKS * VEC;
     const int row = blockIdx.x / CLUSTER * ROWS + threadIdx.y, rank = blockIdx.x % CLUSTER;
@@ -151,4 +150,17 @@ softmax_online_kernel(const T* x, T* __restrict__ out, int M, long long N) {
                 pack[p].v[k] = T(__expf(float(pack[p].v[k]) - all.m) / all.l);
         store_packs<STEP>(pack, out + start, t, PART);
     }
+}
+
+template <typename T, int VEC, int PACKS, int THREADS, int ROWS, int CLUSTER, bool LONG>
+__global__ void __launch_bounds__(THREADS* ROWS)
+    softmax_online_kernel(const T* x, T* __restrict__ out, int M, long long N) {
+    softmax<T, VEC, PACKS, THREADS, ROWS, CLUSTER, LONG>(x, out, M, N);
+}
+
+// Apart, as clusters start slower than blocks, even clusters of one.
+template <typename T, int VEC, int PACKS, int THREADS, int ROWS, int CLUSTER, bool LONG>
+__global__ void __launch_bounds__(THREADS* ROWS) __attribute__((cluster_dims(CLUSTER, 1, 1)))
+softmax_online_cluster_kernel(const T* x, T* __restrict__ out, int M, long long N) {
+    softmax<T, VEC, PACKS, THREADS, ROWS, CLUSTER, LONG>(x, out, M, N);
 }

@@ -39,6 +39,6 @@ def softmax_online(x):
         ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # warps of one row share memory
         grid = (-(-M // ROWS) * CLUSTER,)
         parameters = f"{C_TYPE[x.dtype]}, {VEC}, {PACKS}, {THREADS}, {ROWS}, {CLUSTER}, {int(LONG)}"
-        name = f"softmax_online_kernel<{parameters}>"
-        SOURCE.launch(name, grid, (THREADS, ROWS), x, out, M, np.int64(N))
+        kernel = "softmax_online_cluster_kernel" if CLUSTER > 1 else "softmax_online_kernel"
+        SOURCE.launch(f"{kernel}<{parameters}>", grid, (THREADS, ROWS), x, out, M, np.int64(N))
     return out
