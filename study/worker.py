@@ -69,6 +69,7 @@ class Worker:
         if self._child is None:
             self._start()
         item, keep, deadline = None, False, time.monotonic() + timeout
+        child = self._child  # another thread may kill it
         try:
             self._connection.send((function, args))
             while self._connection.poll(max(0, deadline - time.monotonic())):
@@ -84,8 +85,8 @@ class Worker:
             else:
                 reason = f"no answer within {timeout:g} s"
         except (EOFError, ConnectionError):
-            self._child.join()
-            reason = _exit_reason(self._child.exitcode)
+            child.join()
+            reason = _exit_reason(child.exitcode)
         finally:
             if not keep:
                 self._kill()
@@ -100,14 +101,14 @@ class Worker:
         self.generation += 1
 
     def _kill(self):
-        if self._child is None:
+        child, self._child = self._child, None  # of two threads one kills it
+        if child is None:
             return
         with suppress(ProcessLookupError):  # gone already, or not yet the leader of its group
-            os.killpg(self._child.pid, signal.SIGKILL)
-        self._child.kill()
-        self._child.join()
+            os.killpg(child.pid, signal.SIGKILL)
+        child.kill()
+        child.join()
         self._connection.close()
-        self._child = None
 
 
 def _serve(connection, env):

@@ -40,7 +40,7 @@ def limits(copy_us=100.0, cell="k-float32-N=1"):
     return [floor, copy.assign(dtype="uint8")]
 
 
-def derive(*entries, cupti=()):
+def derive(*entries, cupti=(), events=None):
     samples = pd.concat([*entries])
     checks = pd.DataFrame(
         {
@@ -51,7 +51,7 @@ def derive(*entries, cupti=()):
             "source_hash": "a",
             "graph_us": samples.loc[samples["backend"] == backend, "device_us"].median(),
             "cupti_us": us,
-            "event_us": us,
+            "event_us": events or us,
         }
         for backend, us in dict(cupti).items()
     )
@@ -139,21 +139,23 @@ def test_only_rounds_that_both_have_count():
 
 
 @pytest.mark.parametrize(
-    ("us", "cupti", "said"),
+    ("us", "cupti", "events", "said"),
     [
-        (100, 99, "equal"),
-        (100, 85, "no verdict"),  # 14 % apart
-        (100, 110, "no verdict"),
-        (5, 2.5, "equal"),  # 1.3 µs apart
-        (3.5, 2.3, "launch-bound"),
+        (100, 99, 150, "equal"),
+        (100, 85, 88, "no verdict"),  # 14 % and 12 % apart
+        (100, 110, 112, "no verdict"),
+        (100, 120, 101, "equal"),
+        (5, 2.5, 9, "equal"),  # 1.3 µs apart
+        (3.5, 2.3, 4, "launch-bound"),
     ],
 )
-def test_cross_check_and_floor(us, cupti, said):
+def test_cross_check_and_floor(us, cupti, events, said):
     table = derive(
         *limits(copy_us=us),
         entry("torch", us),
         entry("triton", us),
         cupti={"triton": cupti},
+        events=events,
     )
     assert table.loc["triton", "verdict"] == said
 

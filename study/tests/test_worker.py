@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 
@@ -122,3 +124,12 @@ def test_interrupt_kills_the_child(child):
         child.call(hang, timeout=TIMEOUT, on_item=interrupt)
     assert child._child is None
     assert child.call(add, 1, 2, timeout=TIMEOUT) == 3
+
+
+def test_end_during_a_call_of_another_thread():
+    begun = Event()
+    with ThreadPoolExecutor(1) as pool:
+        with Worker() as child:
+            call = pool.submit(child.call, hang, timeout=TIMEOUT, on_item=lambda _: begun.set())
+            assert begun.wait(TIMEOUT)
+        assert isinstance(call.exception(TIMEOUT), (WorkerFailed, OSError))
