@@ -439,12 +439,66 @@ def stability(data: Data) -> Figure:
     return figure
 
 
+def ladder(data: Data) -> Figure:
+    """From one softmax to the next: passes over memory, time and tokens of each, and below them the
+    last one's baselines."""
+    kernels = [k for k in registry.kernels() if registry.spec(k).scales]
+    others = list(registry.spec(kernels[-1]).baselines) if kernels else []
+    names = [*kernels, *others]
+    panels = {
+        "passes over memory": _passes,
+        "time, µs": lambda data, *cell: getattr(data.cell(*cell), "device_us_p50", np.nan),
+        "tokens": lambda data, *cell: data.tokens(*cell).value,
+    }
+    with matplotlib.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            *(1, len(panels)),
+            figsize=(7.0, 0.9 + 0.36 * max(len(names), 2)),
+            sharey=True,
+            layout="constrained",
+        )
+        for ax, (label, value) in zip(axes, panels.items(), strict=True):
+            for i, (backend, look) in enumerate(looks().items()):
+                x = [value(data, kernel, backend) for kernel in kernels]
+                y = np.arange(len(kernels)) + 0.22 * (i - (len(looks()) - 1) / 2)
+                style = {"marker": look.marker, "color": look.color, "mec": PAPER, "ms": 7}
+                ax.plot(x, y, ls="", clip_on=False, zorder=3, **style)
+            if label != "tokens":
+                x = [value(data, kernels[-1], other) for other in others]
+                y = np.arange(len(kernels), len(names))
+                ax.plot(x, y, "X", color=MUTED, mec=PAPER, ms=7, clip_on=False, zorder=3)
+            ax.set_xlim(0, 1.08 * max(ax.get_xlim()[1], 1))
+            ax.set_xlabel(label)
+            ax.xaxis.set_major_formatter("{x:,.0f}")
+        axes[0].set_yticks(range(len(names)), names)
+        axes[0].set_ylim(len(names) - 0.4, -0.6)
+        entries = {
+            registry.BACKENDS[b].title: Line2D(
+                [], [], color=look.color, marker=look.marker, ls="", mec=PAPER, ms=7
+            )
+            for b, look in looks().items()
+        }
+        entries["baseline"] = Line2D([], [], color=MUTED, marker="X", ls="", mec=PAPER, ms=7)
+        _legend(figure, entries)
+        sns.despine(figure)
+    return figure
+
+
+def _passes(data: Data, kernel: str, backend: str) -> float:
+    """The bytes that a call moved to and from the memory, in units of its input."""
+    dtype, size = headline(kernel)
+    moved = (data.counter(kernel, backend, f"dram_{way}_bytes").value for way in ("read", "write"))
+    compulsory = registry.spec(kernel).work(getattr(torch, dtype), **parse_size(size)).bytes
+    return 2 * sum(moved) / compulsory
+
+
 def every(data: Data) -> dict[str, Figure]:
     """File name → figure, for the whole report."""
     return {
         "speed_against_complexity": speed_against_complexity(data),
         "error_over_bound": error_over_bound(data),
         "stability": stability(data),
+        "ladder": ladder(data),
         **{f"time_by_size_{k}": time_by_size(data, k) for k in registry.kernels()},
         **{
             f"memory_levels_{k}": memory_levels(data, k)

@@ -32,6 +32,7 @@ ALT = {
     "time_by_size": "Speed by size, with the measured ceiling",
     "memory_levels": "Speed from the smallest size to the largest, in the L2 and in DRAM",
     "error_over_bound": "Largest error over its bound",
+    "ladder": "Passes over memory, time and tokens of each softmax and of the libraries' own",
     "stability": "Error by the scale of the inputs, with the unit roundoff",
 }
 NEEDED = {"jinja2": "jinja2", "matplotlib": "matplotlib", "seaborn": "seaborn"} | {

@@ -8,7 +8,7 @@ import pandas as pd
 from rich.table import Table
 
 from implementations.common import registry
-from study import stability, store
+from study import counters, stability, store
 from study.cells import Cell, Selection
 from study.measure import groups
 from study.progress import console
@@ -73,10 +73,13 @@ def _wanted(
         and cell.backend in (*selection.backends, *registry.spec(group.kernel).baselines)
     ]
     studied = [c for k in selection.kernels for c in stability.cells(k, selection.backends)]
+    counted = [c for k in selection.kernels for c in counters.cells(k, selection.backends)]
     for folder in machines:
         yield folder / "agreement.csv", checked
         yield folder / "timings.csv", timed
         yield folder / "stability.csv", studied
+        if (folder / "counters.csv").exists():  # not everyone may count
+            yield folder / "counters.csv", counted
     # read, not run: no dtype, no size
     implementations = list({Cell(cell.kernel, cell.backend, "", "") for cell in checked})
     for name in ("codegen.csv", "complexity.csv", "mutants.csv"):
