@@ -73,6 +73,7 @@ PALETTE = (
     Look("#7a5c00", "#f0e442", "v", (3, 1)),
 )
 NAMED_BELOW = 0.85  # of the limit: above, where most points lie, names would cover each other
+LABELS = 15  # along a figure's width, without overlap
 BASELINE = (("X", (1, 1.5)), ("P", (4, 2)), ("d", (6, 2, 1, 2)))  # all in grey
 
 
@@ -153,7 +154,7 @@ def speed_against_complexity(data: Data) -> Figure:
             ax.plot(group.tokens, 100 * group.speed, color=MUTED, lw=0.8, alpha=0.6, zorder=1)
             if group.speed.min() < NAMED_BELOW:
                 last = group.loc[group.tokens.idxmax()]
-                offset = {"xytext": (6, -14), "textcoords": "offset points", "ha": "right"}
+                offset = {"xytext": (9, 0), "textcoords": "offset points", "va": "center"}
                 ax.annotate(kernel, (last.tokens, 100 * last.speed), **offset, color=MUTED)
         for backend, group in table.groupby("backend", sort=False):
             look = looks()[backend]
@@ -186,7 +187,8 @@ def _axis(sizes: list[str]) -> tuple[str, dict[str, int]]:
     parsed = {size: parse_size(size) for size in sizes}
     names = list(next(iter(parsed.values())))
     distinct = {name: {p[name] for p in parsed.values()} for name in names}
-    along = max(reversed(names), key=lambda name: len(distinct[name]))
+    # the last, unless another has more values, and not only one more
+    along = max(reversed(names), key=lambda name: len(distinct[name]) + (name == names[-1]))
     equal = [name for name in names if all(p[name] == p[along] for p in parsed.values())]
     return " = ".join(equal), {size: p[along] for size, p in parsed.items()}
 
@@ -201,7 +203,8 @@ def _tick(n: int) -> str:
 def time_by_size(data: Data, kernel: str) -> Figure:
     """The speed at each size, a panel a dtype, beside baselines and under the measured ceiling.
 
-    A dtype of one size only has no panel. Where the spec has a model of the traffic, also the speed
+    A dtype of one size only has no panel; of sizes that differ in another dimension only, the
+    largest is drawn. Where the spec has a model of the traffic, also the speed
     that it allows.
     """
     rows = data.timings[(data.timings.kernel == kernel) & data.timings.speed.notna()]
@@ -229,7 +232,8 @@ def time_by_size(data: Data, kernel: str) -> Figure:
                 continue
             label, at = _axis(list(panel["size"].unique()))
             ticks = sorted(set(at.values()))
-            panel = panel.assign(x=panel["size"].map(at).map(ticks.index)).sort_values("x")
+            panel = panel.assign(x=panel["size"].map(at).map(ticks.index)).sort_values("bytes")
+            panel = panel.drop_duplicates(["x", "backend"], keep="last").sort_values("x")
             limit = (panel.speed / panel.of_ceiling).groupby(panel.x).median()
             ax.plot(limit.index, limit, color=INK, lw=1, zorder=1.9)  # above the grid
             if model:
@@ -258,7 +262,10 @@ def time_by_size(data: Data, kernel: str) -> Figure:
                 ax.axvspan(-0.3, short.max() + 0.5, color=GRID, alpha=0.6, lw=0, zorder=0)
                 ax.text(-0.25, 0, "launch-bound", color=MUTED, fontsize=8, va="bottom")
             ax.set(xlabel=label, ylabel="", xlim=(-0.3, len(ticks) - 0.7))
+            step = -(-len(ticks) // (LABELS // len(dtypes)))
             ax.set_xticks(range(len(ticks)), [_tick(n) for n in ticks])
+            for tick in set(ax.get_xticklabels()) - set(ax.get_xticklabels()[::step]):
+                tick.set_visible(False)
             ax.set_title(dtype)
             ax.yaxis.set_major_formatter("{x:,.0f}")
         axes[0][0].set_ylim(0, 1.05 * axes[0][0].get_ylim()[1])
