@@ -252,7 +252,8 @@ class Data:
 
     def machine_code(self, kernel: str, backend: str, what: str) -> Estimate:
         """A column of codegen.csv at the headline, the largest of all kernels that it launches."""
-        value = self.launched(kernel, backend)[what].max()
+        found = self.launched(kernel, backend)
+        value = found[what].max() if what in found else math.nan
         note = "not compiled" if math.isnan(value) else ""
         return Estimate(value, value, value, ",.4g", note)
 

@@ -89,7 +89,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
 
     def count(kernels="vector_add", backends="triton,numba", errors={}, probe="", **kinds):  # noqa: B006
-        logs = {n: printed([EMPTY, *[ADD, EMPTY] * n]) for n in range(4)}
+        logs = {n: printed([EMPTY, *[ADD, EMPTY] * n]) for n in range(5)}
         plan = {"log": logs, "errors": errors, "kinds": kinds, "probe": probe}
         (program.parent / "plan.json").write_text(json.dumps(plan))
         return counters.run(select(kernels, backends), data=tmp_path)
@@ -175,14 +175,14 @@ def test_rows_replace_their_own_and_no_others(machine, path):
     assert machine("vector_add,softmax_fused", "triton,numba")
     before = store.read(path)
     assert list(before.columns) == counters.COLUMNS
-    assert len(before) == 6 and before["error"].isna().all()
+    assert len(before) == 7 and before["error"].isna().all()
     assert set(before["dram_read_bytes"]) == {READ}
     store.write(path, before.assign(source_hash="old"))
     assert machine("vector_add", "numba")
     after = store.read(path).set_index(["kernel", "backend"])
     old = after["source_hash"] == "old"
     assert set(after.index[~old]) == {("vector_add", "numba"), ("vector_add", "torch")}
-    assert old.sum() == 4 and set(after["dram_read_bytes"]) == {READ}
+    assert old.sum() == 5 and set(after["dram_read_bytes"]) == {READ}
 
 
 def test_cell_that_cannot_run_is_a_row(machine, path, capsys):
