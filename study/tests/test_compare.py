@@ -49,6 +49,7 @@ def text(tmp_path):
 
 def add(data, change):
     """Add a machine whose samples are the published ones, changed."""
+    shutil.copytree(data / PUBLISHED, data / "some-gpu")
     samples = change(store.read(data / PUBLISHED / "samples.parquet"))
     store.write(data / "some-gpu" / "samples.parquet", samples)
     store.write(data / "some-gpu" / "timings.csv", made_up_data.timings(samples))
@@ -137,6 +138,7 @@ def test_half_of_the_published_rounds_reverse_nothing(tmp_path):
     """The same of what was measured. To see it: write such a folder into data/, as here, and run
     `study compare some-gpu`."""
     data = shutil.copytree(TEXT.parents[1] / "data", tmp_path / "data")
+    shutil.copytree(data / PUBLISHED, data / "some-gpu")
     samples = half(store.read(data / PUBLISHED / "samples.parquet"))
     checks = store.read(data / PUBLISHED / "crosschecks.csv")
     table = ratios.derive(samples, checks, measure.work, measure.reference)
