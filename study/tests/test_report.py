@@ -62,7 +62,7 @@ def test_built_again_it_is_the_same_to_the_byte(folder, built, tmp_path):
     files = [p.relative_to(built) for p in built.rglob("*") if p.is_file()]
     assert {"report.md", "index.html", "report.pdf"} < {str(f) for f in files}
     warm = sum(registry.spec(kernel).warm for kernel in registry.kernels())
-    assert len(list(built.glob("figures/*.svg"))) == 3 + len(registry.kernels()) + warm
+    assert len(list(built.glob("figures/*.svg"))) == 4 + len(registry.kernels()) + warm
     for file in files:
         assert (out / file).read_bytes() == (built / file).read_bytes(), file
 
