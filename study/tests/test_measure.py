@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from implementations.common import registry
 from study import measure, store, worker
@@ -85,6 +86,9 @@ def no_gpu(monkeypatch):
     monkeypatch.setattr(measure, "check_group", check_group)
 
 
+COMPILE = measure.compile_groups  # itself
+
+
 def run(folder, selection=SELECTION, processes=3, rounds=ROUNDS, fresh=False):
     """Measure; the groups and processes that were timed, and the timings."""
     calls.clear()
@@ -112,6 +116,18 @@ def test_every_group_is_timed_in_every_process_and_checked_once(tmp_path):
     assert set(limits["backend"]) == {"copy", "read", "write", "empty"}
     checks = store.read(tmp_path / "protocol.csv").set_index("check")
     assert list(checks["cells"]) == [1, 1]  # of the headline
+
+
+@pytest.mark.parametrize("profiled", [False, True])
+def test_every_entry_is_called_once_to_compile(monkeypatch, profiled):
+    called = []
+    for name in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(measure.Inputs, "of", lambda inputs, entry: (entry,))
+    monkeypatch.setattr(measure, "function", lambda entry: called.append)
+    of = tuple(measure.groups(SELECTION))
+    COMPILE(of, profiled)
+    assert called == [entry for group in of for entry in group.entries]
 
 
 def test_what_is_measured_is_not_measured_again(tmp_path):
