@@ -32,14 +32,12 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import CancelledError
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from queue import SimpleQueue
 from threading import Event
 
 import torch
@@ -52,7 +50,7 @@ from study import store
 from study.cells import Cell, Selection, size_text
 from study.progress import console, progress
 from study.sources import source_hash
-from study.worker import Worker, WorkerFailed
+from study.worker import Worker, WorkerFailed, workers
 
 # of a worker: the device is decided at import, and the CPU tier's settings would be inherited
 ENVIRONMENT = {"STUDY_DEVICE": "compile", "TRITON_INTERPRET": "0", "NUMBA_ENABLE_CUDASIM": "0"}
@@ -228,31 +226,24 @@ def variants(cell: Cell) -> list[dict]:
 
 def rows(cells: Iterable[Cell]) -> Iterator[list[dict]]:
     """The rows of codegen.csv of one implementation after the other; a worker a core compiles."""
-    implementations, idle, left = {}, SimpleQueue(), Event()
+    implementations, left = {}, Event()
     for cell in cells:
         implementations.setdefault((cell.kernel, cell.backend), []).append(cell)
 
-    with ExitStack() as stack:
-        step = stack.enter_context(progress("compiling", sum(map(len, implementations.values()))))
+    with (
+        progress("compiling", sum(map(len, implementations.values()))) as step,
+        workers(min(len(implementations), os.cpu_count()) or 1, ENVIRONMENT) as each,
+    ):
 
         def begin(cell):
             if left.is_set():
                 raise CancelledError
             step(str(cell))
 
-        def compile_all(cells):
-            worker = idle.get()
-            try:
-                return _rows(worker, cells, begin)
-            finally:
-                idle.put(worker)
-
-        parallel = min(len(implementations), os.cpu_count()) or 1
-        for _ in range(parallel):
-            idle.put(stack.enter_context(Worker(ENVIRONMENT)))
-        pool = stack.enter_context(ThreadPoolExecutor(parallel))
-        stack.callback(left.set)  # an interruption waits for the cells in hand, not for all
-        yield from pool.map(compile_all, implementations.values())
+        try:
+            yield from each(partial(_rows, begin=begin), implementations.values())
+        finally:
+            left.set()  # an interruption gives up the cells in hand, and begins none
 
 
 def _rows(worker: Worker, cells: list[Cell], begin: Callable[[Cell], None]) -> list[dict]:

@@ -134,6 +134,16 @@ def _legend(figure: Figure, entries: dict[str, Line2D]) -> None:
     )
 
 
+def _points(ms: float) -> dict[str, Line2D]:
+    """The backends' entries in the legend of a figure of points."""
+    return {
+        registry.BACKENDS[backend].title: Line2D(
+            [], [], color=look.color, marker=look.marker, ls="", mec=PAPER, ms=ms
+        )
+        for backend, look in looks().items()
+    }
+
+
 def speed_against_complexity(data: Data) -> Figure:
     """Each implementation: its tokens, and its speed as a fraction of the measured limit.
 
@@ -171,12 +181,7 @@ def speed_against_complexity(data: Data) -> Figure:
         ax.set_ylim(0, 109)
         ax.set_xlabel("tokens (device, host and tuning code)")
         ax.set_title("% of the measured limit")
-        entries = {
-            registry.BACKENDS[backend].title: Line2D(
-                [], [], color=look.color, marker=look.marker, ls="", mec=PAPER, ms=8
-            )
-            for backend, look in looks().items()
-        }
+        entries = _points(ms=8)
         _legend(figure, entries | {"the limit": Line2D([], [], color=INK, lw=1)})
         sns.despine(figure)
     return figure
@@ -204,8 +209,7 @@ def time_by_size(data: Data, kernel: str) -> Figure:
     """The speed at each size, a panel a dtype, beside baselines and under the measured ceiling.
 
     A dtype of one size only has no panel; of sizes that differ in another dimension only, the
-    largest is drawn. Where the spec has a model of the traffic, also the speed
-    that it allows.
+    largest is drawn. Where the spec has a model of the traffic, also the speed that it allows.
     """
     rows = data.timings[(data.timings.kernel == kernel) & data.timings.speed.notna()]
     rows = rows[~rows.backend.str.endswith(WARM)]
@@ -379,12 +383,7 @@ def error_over_bound(data: Data) -> Figure:
         ax.set_ylim(len(names) - 0.4, -0.6)
         ax.set_xlim(0, max(1.05, 1.05 * worst.margin.max() if len(worst) else 0))
         ax.set_xlabel("largest error / its bound, over all sizes; more than 1 disagrees")
-        entries = {
-            registry.BACKENDS[b].title: Line2D(
-                [], [], color=look.color, marker=look.marker, ls="", mec=PAPER, ms=7
-            )
-            for b, look in looks().items()
-        }
+        entries = _points(ms=7)
         _legend(figure, entries)
         sns.despine(figure)
     return figure
@@ -479,12 +478,7 @@ def ladder(data: Data) -> Figure:
             ax.xaxis.set_major_formatter("{x:,.0f}")
         axes[0].set_yticks(range(len(names)), names)
         axes[0].set_ylim(len(names) - 0.4, -0.6)
-        entries = {
-            registry.BACKENDS[b].title: Line2D(
-                [], [], color=look.color, marker=look.marker, ls="", mec=PAPER, ms=7
-            )
-            for b, look in looks().items()
-        }
+        entries = _points(ms=7)
         entries["baseline"] = Line2D([], [], color=MUTED, marker="X", ls="", mec=PAPER, ms=7)
         _legend(figure, entries)
         sns.despine(figure)

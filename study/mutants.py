@@ -19,13 +19,10 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
-from queue import SimpleQueue
 
 import pandas as pd
 from rich.table import Column, Table
@@ -38,7 +35,7 @@ from study.cells import Cell, Selection, size_text
 from study.faults import OPERATORS, Mutant, mutants
 from study.progress import console, progress
 from study.sources import source_hash
-from study.worker import Worker, WorkerFailed
+from study.worker import Worker, WorkerFailed, workers
 
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.csv")  # written by hand
 KEY = ["kernel", "backend", "operator", "before", "after", "nth"]  # of a mutant
@@ -216,30 +213,6 @@ def known(table: pd.DataFrame) -> dict[tuple, tuple]:
     }
 
 
-@contextmanager
-def workers(count: int) -> Iterator[Callable]:
-    """Yields `each(function, items)`: function(worker, item) of each item as it ends, in parallel.
-
-    At an interruption no further item is begun, and those in hand are given up.
-    """
-    free = SimpleQueue()
-    with ExitStack() as stack:
-        pool = ThreadPoolExecutor(count)
-        stack.callback(pool.shutdown)
-        for _ in range(count):
-            free.put(stack.enter_context(Worker(ON_CPU)))
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-
-        def in_turn(function, item):
-            worker = free.get()
-            try:
-                return function(worker, item)
-            finally:
-                free.put(worker)
-
-        yield lambda function, items: pool.map(lambda item: in_turn(function, item), items)
-
-
 def run(selection: Selection, *, data: Path) -> bool:
     """Try all mutants of a selection; print what killed them; keep the rows in data/mutants.csv.
 
@@ -250,7 +223,7 @@ def run(selection: Selection, *, data: Path) -> bool:
     path, reasons, rows = data / "mutants.csv", listed(), []
     with (
         tempfile.TemporaryDirectory() as folder,
-        workers(len(os.sched_getaffinity(0))) as each,
+        workers(len(os.sched_getaffinity(0)), ON_CPU) as each,
     ):
         trials = Trials(Path(folder), known(store.read(path)), reasons)
         missing = dict(zip(selection.backends, each(_missing, selection.backends), strict=True))

@@ -4,11 +4,9 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from queue import SimpleQueue
 from threading import Event, Lock
 
 import pandas as pd
@@ -23,7 +21,7 @@ from study import agreement, sources, store
 from study.cells import Cell, Selection
 from study.progress import console, progress
 from study.ratios import KEY
-from study.worker import Worker, WorkerFailed
+from study.worker import Worker, WorkerFailed, workers
 
 RUNS = 3 if DEVICE == "cuda" else 2  # on the CPU the second takes the threads in another order
 GUARD = 2**20  # bytes before and after each tensor: more than a tile overshoots
@@ -193,15 +191,15 @@ def run(selection: Selection, large: bool, data: Path) -> bool:
         store.read(path)  # a damaged file is refused before any work
     kinds = ("check", "large") if large and DEVICE == "cuda" else ("check",)
     order = {cell: i for i, cell in enumerate(c for kind in kinds for c in selection.cells(kind))}
-    rows, saved = [], 0
+    rows = []
     with progress("verify", len(order)) as step:
         try:
             for _ in _verify(selection, kinds, missing, step, rows):
                 if DEVICE == "cuda":
-                    saved = _save(path, rows, saved)
+                    _save(path, rows[:])  # others append to it meanwhile
         finally:
-            if DEVICE == "cuda":
-                _save(path, rows, saved)
+            if DEVICE == "cuda" and rows:
+                _save(path, rows)
 
     rows.sort(key=lambda row: order[Cell(*(row[name] for name in KEY))])
     _summarise(rows)
@@ -237,35 +235,26 @@ def sanitize(selection: Selection) -> bool:
 
 
 def _verify(selection: Selection, kinds, missing, step, rows: list[dict]) -> Iterator[None]:
-    """Append the rows of a selection to `rows`, kernels in parallel; yields as each is done."""
-    idle, alone, stopped = SimpleQueue(), Lock(), Event()
+    """Append the rows of a selection to `rows`, kernels in parallel; yields as they are done."""
+    alone, stopped = Lock(), Event()
 
-    def verify(kernel: str) -> None:
-        worker = idle.get()
+    def verify(worker: Worker, kernel: str) -> None:
+        for kind in kinds:
+            with alone if kind == "large" else nullcontext():  # it may take all of the memory
+                for cell in replace(selection, kernels=(kernel,)).cells(kind):
+                    if stopped.is_set():
+                        return
+                    step(str(cell))
+                    reason = missing[cell.backend]
+                    row = _row(cell, "unavailable", reason) if reason else _call(worker, cell)
+                    if not stopped.is_set():  # else what failed was the worker
+                        rows.append(row)
+
+    with workers(min(WORKERS, os.cpu_count() or 1, len(selection.kernels))) as each:
         try:
-            for kind in kinds:
-                with alone if kind == "large" else nullcontext():  # it may take all of the memory
-                    for cell in replace(selection, kernels=(kernel,)).cells(kind):
-                        if stopped.is_set():
-                            return
-                        step(str(cell))
-                        reason = missing[cell.backend]
-                        row = _row(cell, "unavailable", reason) if reason else _call(worker, cell)
-                        if not stopped.is_set():  # else what failed was the worker
-                            rows.append(row)
+            yield from each(verify, selection.kernels)
         finally:
-            idle.put(worker)
-
-    count = min(WORKERS, os.cpu_count() or 1, len(selection.kernels))
-    with ThreadPoolExecutor(count) as pool, ExitStack() as workers:
-        for _ in range(count):
-            idle.put(workers.enter_context(Worker()))
-        workers.callback(stopped.set)  # before the workers are gone
-        futures = [pool.submit(verify, kernel) for kernel in selection.kernels]
-        workers.callback(lambda: [future.cancel() for future in futures])
-        for future in as_completed(futures):
-            future.result()
-            yield
+            stopped.set()  # before the workers are gone
 
 
 def _call(worker: Worker, cell: Cell) -> dict:
@@ -275,14 +264,10 @@ def _call(worker: Worker, cell: Cell) -> dict:
         return _row(cell, "failed", failure.reason)
 
 
-def _save(path: Path, rows: list[dict], saved: int) -> int:
-    """Replace the rows of these cells, keep the others; the first `saved` are in the file.
-    Returns how many are now."""
-    new = rows[saved:]
-    tables = [table for table in (store.read(path), pd.DataFrame(new)) if not table.empty]
-    if new:
-        store.write(path, pd.concat(tables).drop_duplicates(KEY, keep="last"))
-    return saved + len(new)
+def _save(path: Path, rows: list[dict]) -> None:
+    """Replace the rows of these cells, keep the others."""
+    tables = [table for table in (store.read(path), pd.DataFrame(rows)) if not table.empty]
+    store.write(path, pd.concat(tables).drop_duplicates(KEY, keep="last"))
 
 
 def _summarise(rows: list[dict]) -> None:

@@ -7,8 +7,10 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from queue import SimpleQueue
 
 LONGEST_REASON = 500  # characters
 
@@ -109,6 +111,30 @@ class Worker:
         child.kill()
         child.join()
         self._connection.close()
+
+
+@contextmanager
+def workers(count: int, env: dict[str, str] | None = None) -> Iterator[Callable]:
+    """Yields `each(function, items)`: function(worker, item) of each item in turn, in parallel.
+
+    At an interruption no further item is begun, and those in hand are given up.
+    """
+    free = SimpleQueue()
+    with ExitStack() as stack:
+        pool = ThreadPoolExecutor(count)
+        stack.callback(pool.shutdown)
+        for _ in range(count):
+            free.put(stack.enter_context(Worker(env)))
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+
+        def in_turn(function, item):
+            worker = free.get()
+            try:
+                return function(worker, item)
+            finally:
+                free.put(worker)
+
+        yield lambda function, items: pool.map(lambda item: in_turn(function, item), items)
 
 
 def _serve(connection, env):
