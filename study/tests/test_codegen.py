@@ -295,7 +295,7 @@ class Elsewhere(Worker):
 @pytest.fixture
 def inspect(new_kernel, tmp_path, monkeypatch):
     """Writes files of double_it; gives what `study inspect` returns for it, and the whole table."""
-    monkeypatch.setattr(codegen, "Worker", Elsewhere)
+    monkeypatch.setattr("study.worker.Worker", Elsewhere)
     monkeypatch.setattr(Elsewhere, "folder", str(tmp_path))
     data = tmp_path / "data"
 
