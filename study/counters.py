@@ -54,6 +54,10 @@ OPTIONS = (
     *("--profile-from-start", "off", "--target-processes", "all"),
     *("--cache-control", "all", "--clock-control", "none"),
 )
+ENVIRONMENT = {
+    "LC_ALL": "C",  # numbers with a point, no comma
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # ncu would watch a pool of compilers
+}
 SEPARATOR = "empty_kernel"  # launched before each cell, and after the last
 METRICS = {
     "dram_read_bytes": "dram__bytes_read.sum",
@@ -158,7 +162,7 @@ def _run(command: list) -> tuple[str, str]:
     """How a command ended, within TIMEOUT or not, and what it said; no process of it is left."""
     process = subprocess.Popen(
         command,
-        env=os.environ | measure.ENVIRONMENT | {"LC_ALL": "C"},  # numbers with a point, no comma
+        env=os.environ | ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -7,9 +7,9 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from rich.table import Table
@@ -23,7 +23,7 @@ from study.cells import Cell, Selection, parse_size, size_text
 from study.progress import console, progress
 from study.ratios import CHECKED, KEY, SLOWER, TWICE, WARM
 from study.verify import seed
-from study.worker import Worker, WorkerFailed
+from study.worker import PACKAGES, Worker, WorkerFailed
 
 ENTERED_TWICE = "triton"  # the backend that also tests the protocol
 UNAVAILABLE = "unavailable: "  # what an error begins with that is not the kernel's fault
@@ -31,13 +31,12 @@ WARM_BYTES = 2**28  # of more nothing is left in the L2 of any GPU when the next
 # of load in a cross-check: clocks fall slowly where arithmetic is the limit, and they rise slowly
 # for the first of a group, after its inputs were made
 CHECK_US, FIRST_CHECK_US = {"GB/s": 20_000, "TFLOP/s": 150_000}, 150_000
+PROFILED_CALLS = 20, 100  # at least and at most
 UNTRIED = -1  # the process of a row whose backend cannot run here
 
 COMPILE_TIMEOUT, TIMEOUT = 300, 120  # seconds for all cells of a worker, for one
 MEMORY_PER_WORKER = 3 * 2**30  # bytes: a context, and the inputs of one cell
 GROUPS_PER_WORKER = 8  # at most: the worker that compiles longest is waited for
-# inductor would start a pool of compilers in every worker
-ENVIRONMENT = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -296,7 +295,7 @@ def measure(record: Record, tasks: list[Task], rounds: int) -> None:
         with ExitStack() as stack:
             pool = stack.enter_context(ThreadPoolExecutor(len(batch)))
             # left before the pool, so that an interruption ends the calls it waits for
-            workers = [stack.enter_context(Worker(ENVIRONMENT)) for _ in batch]
+            workers = [stack.enter_context(Worker(preload=PACKAGES)) for _ in batch]
             _compile(pool, workers, batch)
             size = sum(len(task.timed) + len(task.checked) for task in batch)
             with progress("measure", size) as step:
@@ -316,9 +315,7 @@ def _compile(pool, workers, batch) -> None:
     waiting = {}
 
     def submit(child, task, of):
-        future = pool.submit(
-            child.call, compile_groups, of, bool(task.checked), timeout=COMPILE_TIMEOUT
-        )
+        future = pool.submit(child.call, compile_groups, of, timeout=COMPILE_TIMEOUT)
         waiting[future] = child, task, of
 
     with progress("compile", len(batch)) as step:
@@ -473,14 +470,8 @@ def function(entry: Cell):
     return baselines[backend] if backend in baselines else registry.load(entry.kernel, backend)
 
 
-def compile_groups(of: tuple[Group, ...], profiled: bool) -> None:
-    """Call every entry once, so that all is compiled before the first is timed.
-
-    profiled: load what the profiler will import too, which takes seconds. It must not run before
-    all is timed: from then on a launch takes 1 µs longer, in a graph as well.
-    """
-    if profiled:
-        import_module("torch._dynamo")
+def compile_groups(of: tuple[Group, ...]) -> None:
+    """Call every entry once, so that all is compiled before the first is timed."""
     for group in of:
         inputs = Inputs(group)
         for entry in group.entries:
@@ -526,12 +517,17 @@ def time_group(group: Group, process: int, rounds: int) -> tuple[list[dict], dic
 def check_group(group: Group) -> tuple[list[dict], dict[Cell, str]]:
     """Time each entry by three instruments: rows of crosschecks.csv, and errors."""
     load = CHECK_US[work(group.kernel, "", group.dtype, group.size).unit]
+    times, profiled = {}, []
     with _measured(group) as (ready, errors):
-        rows = [
-            _check(entry, timing.cross_check(call, sets, load if i else FIRST_CHECK_US))
-            for i, (entry, call, sets) in enumerate(ready)
-        ]
-    return rows, errors
+        for entry, call, sets in ready:
+            graph_us = timing.graph_us(call, sets, load if times else FIRST_CHECK_US)
+            event_us = timing.event_us(call, sets)
+            times[entry] = {"graph_us": graph_us, "event_us": event_us}
+            profiled.append((call, sets, int(np.clip(load / event_us, *PROFILED_CALLS))))
+        # last, since a launch takes longer from then on
+        for entry, us in zip(times, timing.cupti_us(profiled), strict=True):
+            times[entry]["cupti_us"] = us
+    return [_check(entry, of) for entry, of in times.items()], errors
 
 
 @contextmanager

@@ -11,6 +11,7 @@ A row of stability.csv is one of SIZE's matrices: a kernel, backend and dtype at
 """
 
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +30,7 @@ from study.measure import UNAVAILABLE
 from study.progress import console, progress
 from study.ratios import KEY
 from study.sources import source_hash
-from study.worker import Worker, WorkerFailed
+from study.worker import PACKAGES, Worker, WorkerFailed, workers
 
 TIMEOUT = 300  # seconds for a cell: in Numba on the CPU it takes most of a minute
 SIZE = {"M": 64, "N": 512}  # at each scale
@@ -110,16 +111,22 @@ def run(selection: Selection, *, data: Path) -> bool:
         path = data / store.machine_name(torch.cuda.get_device_name()) / "stability.csv"
         store.read(path)
     of = {kernel: cells(kernel, selection.backends) for kernel in selection.kernels}
+    of = {kernel: wanted for kernel, wanted in of.items() if wanted}
     rows = []
+    count = min(len(of), os.cpu_count() or 1) or 1
     with (
         progress("stability", sum(map(len, of.values()))) as step,
-        Worker(measure.ENVIRONMENT) as worker,
+        workers(count, preload=PACKAGES if DEVICE == "cuda" else None) as each,
     ):
-        for kernel in filter(of.get, of):
+
+        def study_kernel(worker: Worker, kernel: str) -> list[dict]:
             found = []
             for cell in of[kernel]:
                 step(str(cell))
                 found += _call(worker, cell)
+            return found
+
+        for kernel, found in zip(of, each(study_kernel, of), strict=True):
             if DEVICE == "cuda":
                 names = tuple({cell.backend for cell in of[kernel]})
                 store.replace(path, Selection((kernel,), names), found)

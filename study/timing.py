@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import cache
 
 import numpy as np
@@ -19,9 +19,9 @@ PLANTED = 20  # one call in so many is added by a planted slowdown: 5 %
 WINDOW_S, WARM_S, WARM_AT_MOST_S = 0.05, 0.15, 3.0
 SETTLED = 0.01  # two windows agree within this fraction
 
-CUPTI_CALLS = 20, 100  # at least and at most
 EVENT_CALLS = 20
 EVENT_CYCLES = 20_000_000  # about 10 ms: the host queues EVENT_CALLS calls of any backend meanwhile
+SLEEP = "spin_kernel"  # what torch.cuda._sleep launches
 
 
 def set_count(set_bytes: int, implementations: int) -> int:
@@ -142,52 +142,58 @@ def interleave(
         yield [(keys[i], timers[keys[i]]()) for i in rng.permutation(len(keys))]
 
 
-def cross_check(function: Callable, sets: list[tuple], load_us: float) -> dict[str, float]:
-    """The time of one call in µs by three instruments, calls rotating over `sets`.
+def graph_us(function: Callable, sets: list[tuple], load_us: float) -> float:
+    """The time of one call in µs by replays of a captured graph, as in the rounds.
 
-    load_us: how long to keep the GPU busy, until it has its sustained clocks.
-
-    graph_us: replays of a captured graph, as in the rounds. cupti_us: the sum of a call's kernels'
-    durations as the profiler has them (NaN where it sees none). Both are medians under sustained
-    load, for alone a kernel may run at other clocks than among others. event_us: events around
-    calls that are queued ahead.
+    load_us: how long to keep the GPU busy, until it has its sustained clocks, for alone a kernel
+    may run at others than among others; the median of the second half counts.
     """
-    graph_us = _sustained(Captured(function, sets), load_us)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    for _ in range(2):  # once to fill the allocator's cache
-        torch.cuda.synchronize()
-        torch.cuda._sleep(EVENT_CYCLES)
-        begin.record()
-        _call(function, sets, EVENT_CALLS)
-        end.record()
-        end.synchronize()
-    event_us = 1e3 * begin.elapsed_time(end) / EVENT_CALLS
-
-    calls = int(np.clip(load_us / event_us, *CUPTI_CALLS))
-    durations = kernel_durations(lambda: _call(function, sets, calls))
-    launches = len(durations) // calls
-    of_calls = np.reshape(durations[len(durations) - launches * calls :], (calls, launches)).sum(1)
-    cupti_us = float(np.median(of_calls[calls // 2 :])) if launches else math.nan
-    return {"graph_us": graph_us, "cupti_us": cupti_us, "event_us": event_us}
-
-
-def kernel_durations(work: Callable[[], None]) -> list[float]:
-    """What the profiler (CUPTI) says of the kernels and copies that `work` queues, in µs, in the
-    order they began."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        work()
-        torch.cuda.synchronize()
-    return [
-        event.time_range.elapsed_us()
-        for event in sorted(profile.events(), key=lambda event: event.time_range.start)
-        if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
-    ]
-
-
-def _sustained(timer: Captured, load_us: float) -> float:
-    """The median of the second half of as many replays as take half of `load_us`."""
+    timer = Captured(function, sets)
     times = [timer() for _ in range(max(4, int(load_us / 2 / (timer() * timer.calls))))]
     return float(np.median(times[len(times) // 2 :]))
+
+
+def event_us(function: Callable, sets: list[tuple]) -> float:
+    """The time of one call in µs by events around calls that are queued ahead."""
+    _call(function, sets, EVENT_CALLS)  # fills the allocator's cache
+    torch.cuda.synchronize()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(EVENT_CYCLES)
+    begin.record()
+    _call(function, sets, EVENT_CALLS)
+    end.record()
+    end.synchronize()
+    return 1e3 * begin.elapsed_time(end) / EVENT_CALLS
+
+
+def cupti_us(work: Iterable[tuple[Callable, list[tuple], int]]) -> list[float]:
+    """The time of one call of each function in µs as the profiler (CUPTI) has it.
+
+    work: functions, the sets their calls rotate over, and how often each is called; all in one
+    session, as it takes long to begin one. The sum of the durations of a call's kernels and copies;
+    the median of the second half of the calls; NaN where the profiler sees none.
+    """
+    work = list(work)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for function, sets, calls in work:
+            _call(function, sets, calls)
+            torch.cuda._sleep(1)
+        torch.cuda.synchronize()
+    found = [[]]
+    for event in sorted(profile.events(), key=lambda event: event.time_range.start):
+        if SLEEP in event.name:
+            found.append([])
+        elif event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
+            found[-1].append(event.time_range.elapsed_us())
+    return [_of_a_call(us, calls) for us, (_, _, calls) in zip(found[:-1], work, strict=True)]
+
+
+def _of_a_call(durations: list[float], calls: int) -> float:
+    launches = len(durations) // calls
+    if not launches:
+        return math.nan
+    of_calls = np.reshape(durations[len(durations) - launches * calls :], (calls, launches)).sum(1)
+    return float(np.median(of_calls[calls // 2 :]))
 
 
 def _call(function, sets, calls):

@@ -21,14 +21,14 @@ from study import agreement, sources, store
 from study.cells import Cell, Selection
 from study.progress import console, progress
 from study.ratios import KEY
-from study.worker import Worker, WorkerFailed, workers
+from study.worker import PACKAGES, Worker, WorkerFailed, workers
 
 RUNS = 3 if DEVICE == "cuda" else 2  # on the CPU the second takes the threads in another order
 GUARD = 2**20  # bytes before and after each tensor: more than a tile overshoots
 ALIGNMENT = 256  # bytes, what the CUDA allocator gives
 NAN = 0xFF  # every byte of it: NaN in the float dtypes, -1 in the integers
 FENCE = 0xA5  # around outputs: no NaN, or a NaN copied from out of bounds would go unseen
-WORKERS = 8  # at most: more would fill a GPU's memory
+WORKERS = 12  # at most: more would fill a GPU's memory
 FIRST_TIMEOUT, TIMEOUT = 300, 120  # seconds for a child's first cell (imports), for any other
 
 ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
@@ -235,13 +235,18 @@ def sanitize(selection: Selection) -> bool:
 
 
 def _verify(selection: Selection, kinds, missing, step, rows: list[dict]) -> Iterator[None]:
-    """Append the rows of a selection to `rows`, kernels in parallel; yields as they are done."""
+    """Append the rows of a selection to `rows`, implementations in parallel; yields as they end."""
     alone, stopped = Lock(), Event()
+    parts = [
+        Selection((kernel,), (backend,))
+        for kernel in selection.kernels
+        for backend in selection.backends
+    ]
 
-    def verify(worker: Worker, kernel: str) -> None:
+    def verify(worker: Worker, part: Selection) -> None:
         for kind in kinds:
             with alone if kind == "large" else nullcontext():  # it may take all of the memory
-                for cell in replace(selection, kernels=(kernel,)).cells(kind):
+                for cell in part.cells(kind):
                     if stopped.is_set():
                         return
                     step(str(cell))
@@ -250,9 +255,10 @@ def _verify(selection: Selection, kinds, missing, step, rows: list[dict]) -> Ite
                     if not stopped.is_set():  # else what failed was the worker
                         rows.append(row)
 
-    with workers(min(WORKERS, os.cpu_count() or 1, len(selection.kernels))) as each:
+    count = min(WORKERS, os.cpu_count() or 1, len(parts))
+    with workers(count, preload=PACKAGES if DEVICE == "cuda" else None) as each:
         try:
-            yield from each(verify, selection.kernels)
+            yield from each(verify, parts)
         finally:
             stopped.set()  # before the workers are gone
 

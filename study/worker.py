@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from queue import SimpleQueue
 
 LONGEST_REASON = 500  # characters
+PACKAGES = "study.packages"  # what workers that use a GPU preload
 
 _parent = None  # in a child: the connection to its parent
 
@@ -35,12 +36,14 @@ def say(item: str) -> None:
 class Worker:
     """A child that lives on between calls, so that imports, CUDA context and caches stay warm.
 
-    env: environment variables of the child, set before it imports more than the standard library.
+    env: environment variables of the child, set before it imports more than the standard library,
+    or, with `preload`, before it imports more than that.
+    preload: the name of a module; children are forked from a server that has imported it once.
     generation: how many children were started so far.
     """
 
-    def __init__(self, env: dict[str, str] | None = None):
-        self.env = env or {}
+    def __init__(self, env: dict[str, str] | None = None, preload: str | None = None):
+        self.env, self.preload = env or {}, preload
         self.generation = 0
         self._child = None
 
@@ -95,7 +98,9 @@ class Worker:
         raise WorkerFailed(reason, item)
 
     def _start(self):
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver" if self.preload else "spawn")
+        if self.preload:
+            context.set_forkserver_preload([self.preload])
         self._connection, theirs = context.Pipe()
         self._child = context.Process(target=_serve, args=(theirs, self.env))
         self._child.start()
@@ -114,17 +119,18 @@ class Worker:
 
 
 @contextmanager
-def workers(count: int, env: dict[str, str] | None = None) -> Iterator[Callable]:
+def workers(count: int, *args, **options) -> Iterator[Callable]:
     """Yields `each(function, items)`: function(worker, item) of each item in turn, in parallel.
 
-    At an interruption no further item is begun, and those in hand are given up.
+    count: of workers, each `Worker(*args, **options)`. At an interruption no further item is begun,
+    and those in hand are given up.
     """
     free = SimpleQueue()
     with ExitStack() as stack:
         pool = ThreadPoolExecutor(count)
         stack.callback(pool.shutdown)
         for _ in range(count):
-            free.put(stack.enter_context(Worker(env)))
+            free.put(stack.enter_context(Worker(*args, **options)))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
 
         def in_turn(function, item):

@@ -52,7 +52,7 @@ class Child:
     alive = True
     broken = {}  # backend → reason
 
-    def __init__(self, env=None):
+    def __init__(self, preload):
         pass
 
     def __enter__(self):
@@ -81,7 +81,7 @@ def no_gpu(monkeypatch):
     monkeypatch.setattr(registry, "missing", lambda backend: None)
     monkeypatch.setattr(measure, "Worker", Child)
     monkeypatch.setattr(measure, "_workers_at_once", lambda: 4)
-    monkeypatch.setattr(measure, "compile_groups", lambda of, profiled: None)
+    monkeypatch.setattr(measure, "compile_groups", lambda of: None)
     monkeypatch.setattr(measure, "time_group", time_group)
     monkeypatch.setattr(measure, "check_group", check_group)
 
@@ -118,15 +118,14 @@ def test_every_group_is_timed_in_every_process_and_checked_once(tmp_path):
     assert list(checks["cells"]) == [1, 1]  # of the headline
 
 
-@pytest.mark.parametrize("profiled", [False, True])
-def test_every_entry_is_called_once_to_compile(monkeypatch, profiled):
+def test_every_entry_is_called_once_to_compile(monkeypatch):
     called = []
     for name in ("synchronize", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
     monkeypatch.setattr(measure.Inputs, "of", lambda inputs, entry: (entry,))
     monkeypatch.setattr(measure, "function", lambda entry: called.append)
     of = tuple(measure.groups(SELECTION))
-    COMPILE(of, profiled)
+    COMPILE(of)
     assert called == [entry for group in of for entry in group.entries]
 
 

@@ -1,6 +1,8 @@
 """The parts of the timing protocol that need no GPU."""
 
+import math
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -83,6 +85,40 @@ def test_repeats_compares_every_bit():
         assert not captured.repeats()
     finally:
         torch.cuda.synchronize = sync
+
+
+def test_profiled_calls_are_told_apart(monkeypatch):
+    """Two kernels a call and none; three calls of 10 + 1 µs, of which the last two count."""
+
+    class Profile:
+        def __init__(self, activities):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def events(self):
+            return [event(*x) for x in reversed(list(enumerate(launched)))]  # in no order
+
+    def event(at, launch):
+        name, us = launch
+        span = SimpleNamespace(start=at, elapsed_us=lambda: us)
+        on = torch.autograd.DeviceType.CUDA
+        return SimpleNamespace(name=name, time_range=span, device_type=on, is_user_annotation=False)
+
+    def two(us):
+        launched.extend([("sum", us), ("add", 1)])
+
+    launched, us = [], [(500,), (10,), (12,)]
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    sleep = lambda cycles: launched.append((f"void {timing.SLEEP}(long)", 2))  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "_sleep", sleep)
+    found = timing.cupti_us([(two, us, 3), (lambda: None, [()], 20), (two, us[1:], 2)])
+    assert found[0] == 12 and math.isnan(found[1]) and found[2] == 13
 
 
 @pytest.mark.parametrize("count", [12, 32, 4096, 3 * 2**28])

@@ -15,6 +15,9 @@ from study.worker import Worker, WorkerFailed
 TIMEOUT = 60
 
 
+PRELOADED = "colorsys"  # a module that nothing else imports
+
+
 def add(a, b):
     return a + b
 
@@ -58,9 +61,9 @@ def interrupt(item):
     raise KeyboardInterrupt
 
 
-@pytest.fixture
-def child():
-    with Worker() as w:
+@pytest.fixture(params=[None, PRELOADED], ids=["spawned", "forked"])
+def child(request):
+    with Worker(preload=request.param) as w:
         yield w
 
 
@@ -105,6 +108,16 @@ def test_exception_is_told_and_child_kept(child, function, reason):
 def test_unpicklable_result_is_told(child):
     with pytest.raises(WorkerFailed, match="pickle"):
         child.call(unpicklable, timeout=TIMEOUT)
+
+
+def loaded():
+    return PRELOADED in sys.modules
+
+
+def test_forked_children_have_what_is_preloaded():
+    with Worker(preload=PRELOADED) as forked, Worker() as spawned:
+        assert forked.call(loaded, timeout=TIMEOUT)
+        assert not spawned.call(loaded, timeout=TIMEOUT)
 
 
 def test_items_reach_the_parent(child):
