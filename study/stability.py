@@ -11,7 +11,6 @@ A row of stability.csv is one of SIZE's matrices: a kernel, backend and dtype at
 """
 
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +29,8 @@ from study.measure import UNAVAILABLE
 from study.progress import console, progress
 from study.ratios import KEY
 from study.sources import source_hash
-from study.worker import PACKAGES, Worker, WorkerFailed, workers
+from study.verify import workers_here
+from study.worker import Worker, WorkerFailed
 
 TIMEOUT = 300  # seconds for a cell: in Numba on the CPU it takes most of a minute
 SIZE = {"M": 64, "N": 512}  # at each scale
@@ -111,22 +111,20 @@ def run(selection: Selection, *, data: Path) -> bool:
         path = data / store.machine_name(torch.cuda.get_device_name()) / "stability.csv"
         store.read(path)
     of = {kernel: cells(kernel, selection.backends) for kernel in selection.kernels}
-    of = {kernel: wanted for kernel, wanted in of.items() if wanted}
+    wanted = [cell for kernel in of for cell in of[kernel]]
     rows = []
-    count = min(len(of), os.cpu_count() or 1) or 1
     with (
-        progress("stability", sum(map(len, of.values()))) as step,
-        workers(count, preload=PACKAGES if DEVICE == "cuda" else None) as each,
+        progress("stability", len(wanted)) as step,
+        workers_here(len(wanted)) as each,
     ):
 
-        def study_kernel(worker: Worker, kernel: str) -> list[dict]:
-            found = []
-            for cell in of[kernel]:
-                step(str(cell))
-                found += _call(worker, cell)
-            return found
+        def study_cell(worker: Worker, cell: Cell) -> list[dict]:
+            step(str(cell))
+            return _call(worker, cell)
 
-        for kernel, found in zip(of, each(study_kernel, of), strict=True):
+        studied = each(study_cell, wanted)
+        for kernel in filter(of.get, of):
+            found = [row for _ in of[kernel] for row in next(studied)]
             if DEVICE == "cuda":
                 names = tuple({cell.backend for cell in of[kernel]})
                 store.replace(path, Selection((kernel,), names), found)

@@ -24,15 +24,13 @@ EVENT_CYCLES = 20_000_000  # about 10 ms: the host queues EVENT_CALLS calls of a
 SLEEP = "spin_kernel"  # what torch.cuda._sleep launches
 
 
-def set_count(set_bytes: int, implementations: int) -> int:
-    """The number of input sets: three times the L2 with their outputs, and two where they fit.
+def set_count(set_bytes: int) -> int:
+    """The number of input sets: three times the L2 with their outputs.
 
     Beyond MOST_SETS no more: then each is used once a replay, before which the L2 is emptied.
     """
     cache = torch.cuda.get_device_properties().L2_cache_size
-    free, _ = torch.cuda.mem_get_info()
-    least = 2 if 2 * set_bytes * implementations <= free else 1
-    return min(max(least, math.ceil(CACHES * cache / max(set_bytes, 1))), MOST_SETS)
+    return min(math.ceil(CACHES * cache / max(set_bytes, 1)), MOST_SETS)
 
 
 def input_sets(inputs: tuple, count: int) -> list[tuple]:
@@ -153,17 +151,17 @@ def graph_us(function: Callable, sets: list[tuple], load_us: float) -> float:
     return float(np.median(times[len(times) // 2 :]))
 
 
-def event_us(function: Callable, sets: list[tuple]) -> float:
+def event_us(function: Callable, sets: list[tuple], calls: int) -> float:
     """The time of one call in µs by events around calls that are queued ahead."""
-    _call(function, sets, EVENT_CALLS)  # fills the allocator's cache
+    _call(function, sets, calls)  # fills the allocator's cache
     torch.cuda.synchronize()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda._sleep(EVENT_CYCLES)
     begin.record()
-    _call(function, sets, EVENT_CALLS)
+    _call(function, sets, calls)
     end.record()
     end.synchronize()
-    return 1e3 * begin.elapsed_time(end) / EVENT_CALLS
+    return 1e3 * begin.elapsed_time(end) / calls
 
 
 def cupti_us(work: Iterable[tuple[Callable, list[tuple], int]]) -> list[float]:

@@ -3,8 +3,8 @@
 import hashlib
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event, Lock
@@ -255,12 +255,17 @@ def _verify(selection: Selection, kinds, missing, step, rows: list[dict]) -> Ite
                     if not stopped.is_set():  # else what failed was the worker
                         rows.append(row)
 
-    count = min(WORKERS, os.cpu_count() or 1, len(parts))
-    with workers(count, preload=PACKAGES if DEVICE == "cuda" else None) as each:
+    with workers_here(len(parts)) as each:
         try:
             yield from each(verify, parts)
         finally:
             stopped.set()  # before the workers are gone
+
+
+def workers_here(items: int) -> AbstractContextManager[Callable]:
+    """As many workers as can run so many items at once."""
+    count = min(WORKERS, os.cpu_count() or 1, items) or 1
+    return workers(count, preload=PACKAGES if DEVICE == "cuda" else None)
 
 
 def _call(worker: Worker, cell: Cell) -> dict:

@@ -60,9 +60,14 @@ BACKENDS = {
 
 def folders() -> dict[str, Path]:
     """Kernel name → its folder, in the order of the days."""
-    suffixes = tuple(f"_{backend}" for backend in BACKENDS)
+    return _folders(tuple(implementations.__path__), tuple(BACKENDS))
+
+
+@cache
+def _folders(roots: tuple[str, ...], backends: tuple[str, ...]) -> dict[str, Path]:
+    suffixes = tuple(f"_{backend}" for backend in backends)
     found = {}
-    for root in implementations.__path__:
+    for root in roots:
         for path in sorted(Path(root).glob("phase*/day*/*.py")):
             if not path.stem.endswith(suffixes):
                 found[path.stem] = path.parent

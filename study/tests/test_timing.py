@@ -57,13 +57,12 @@ def test_number_of_input_sets(monkeypatch):
         L2_cache_size = 50
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: Gpu)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10_000, 20_000))
-    assert timing.set_count(7, implementations=8) == 22  # 154 bytes, three times 50
-    assert timing.set_count(150, implementations=8) == 2
-    assert timing.set_count(1000, implementations=8) == 1  # two sets do not fit
-    assert timing.set_count(0, implementations=8) == 150
+    assert timing.set_count(7) == 22  # 154 bytes, three times 50
+    assert timing.set_count(149) == 2
+    assert timing.set_count(150) == 1
+    assert timing.set_count(0) == 150
     Gpu.L2_cache_size = 50_000
-    assert timing.set_count(7, implementations=8) == timing.MOST_SETS
+    assert timing.set_count(7) == timing.MOST_SETS
 
 
 def test_input_sets_are_equal_and_apart():
