@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -147,13 +147,14 @@ class Record:
             samples = samples[known]
         return ratios.derive(samples, self.checks, work, reference)
 
-    def save(self) -> None:
-        """Write what was measured, once that of the last call is written."""
+    def save(self, add: Callable = lambda: None, *args) -> None:
+        """`add(*args)`, then write what was measured, once that of the last call is written."""
         if self._saving:
             self._saving.result()
-        self._saving = self._pool.submit(self._write)
+        self._saving = self._pool.submit(self._write, add, args)
 
-    def _write(self):
+    def _write(self, add, args):
+        add(*args)
         store.write(self.folder / "samples.parquet", self.samples)
         if not self.checks.empty:
             store.write(self.folder / "crosschecks.csv", self.checks)
@@ -350,14 +351,12 @@ def _do(record: Record, child: Worker, task: Task, rounds: int, step) -> None:
         rows, errors = _call(record, child, group, time_group, task.process, rounds)
         rows = [row for row in rows if Cell(*(row[name] for name in KEY)) not in errors]
         rows += [_failure(entry, error) for entry, error in errors.items()]
-        record.add_samples(group, task.process, rows)
-        record.save()
+        record.save(record.add_samples, group, task.process, rows)
     for group in task.checked:
         step(f"{group}, cross-check")
         rows, errors = _call(record, child, checked(group), check_group)
         rows += [_check(entry, dict.fromkeys(CHECKED, float("nan"))) for entry in errors]
-        record.add_checks(rows)
-        record.save()
+        record.save(record.add_checks, rows)
 
 
 def _call(record: Record, child: Worker, group: Group, function, *args):
