@@ -168,8 +168,16 @@ def test_no_cross_check_no_verdict():
 def test_faster_than_the_ceiling_is_an_error():
     table = derive(*limits(), entry("torch", 100), entry("triton", 94), cupti={"triton": 93})
     assert table.loc["torch", "error"] == ""
-    assert "3191 GB/s is above 105 % of the copy ceiling, 3000 GB/s" == table.loc["triton", "error"]
+    said = "3191 GB/s is above 105 % of the fastest ceiling of any bandwidth, 3000 GB/s"
+    assert table.loc["triton", "error"] == said
     assert table.loc["triton", "verdict"] == "no verdict"
+
+
+def test_faster_than_a_copy_is_possible_where_reading_is():
+    read = entry("read", 92, kernel="_ceiling", cell="other", size="bytes=300000000")
+    table = derive(*limits(), read.assign(dtype="uint8"), entry("torch", 100), entry("triton", 94))
+    assert table.loc["triton", "error"] == ""
+    assert table.loc["triton", "of_ceiling"] == pytest.approx(100 / 94)
 
 
 def test_failure_is_a_row_with_its_error():
