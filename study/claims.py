@@ -28,6 +28,7 @@ from study import counters, ratios, sources, stability, store
 from study.cells import size_text
 from study.ratios import KEY, WARM
 
+TEXT = Path(__file__).parents[1] / "report" / "text"
 PUBLISHED = "nvidia-h100-80gb-hbm3"  # the machine whose data the report is about
 
 COLUMNS = {

@@ -18,12 +18,13 @@ from rich.table import Column, Table
 from implementations import DEVICE
 from implementations.common import registry
 from study import store
-from study.cells import Selection, UnknownName, must_be_known
-from study.claims import PUBLISHED, Claim, Data, Estimate, Prose, State
+from study.cells import Selection, UnknownName, must_be_known, select
+from study.claims import PUBLISHED, TEXT, Claim, Data, Estimate, Prose, State
+from study.markdown import markdown_table
 from study.progress import console
 from study.ratios import verdict
-from study.report import TEXT, markdown_table
 
+BELOW = "· "  # what a row begins with that belongs to the one above
 FROM_SOURCES = {"tokens", "count", "machine_code"}  # what a claim may use that no machine measures
 
 
@@ -95,6 +96,45 @@ def choose(machine: str | None, data: Path) -> str:
     )
 
 
+def others(data: Path) -> list[str]:
+    """The machines in `data` that were timed, beside the published one."""
+    names = sorted(path.parent.name for path in data.glob("*/timings.csv"))
+    return [name for name in names if name != PUBLISHED]
+
+
+def differences(published: Data, here: Data, text: Path) -> dict:
+    """What another machine decides otherwise.
+
+    conclusions, orderings: how many there are of each verdict. reversed, reordered: the rows of
+    those that are reversed, changed or undecided.
+    """
+    published, here = published.current(), here.current()
+    rows, _ = conclusions(published, here, text)
+    orders = orderings(select(), published, here)
+    return {
+        "conclusions": _tally(rows),
+        "reversed": _open(rows),
+        "orderings": _tally(orders),
+        "reordered": _open(orders),
+    }
+
+
+def _open(rows: list[dict]) -> list[dict]:
+    """The rows that are reversed, changed or undecided, with those above that they stand below, and
+    those below that stand below them."""
+    kept, above, whole = [], None, False
+    for row in rows:
+        is_open = row["verdict"] in ("reversed", "changed", "undecided")
+        if not next(iter(row.values())).startswith(BELOW):
+            above, whole = row, is_open
+        elif is_open and above:
+            kept.append(above)
+        if is_open or whole:
+            kept.append(row)
+            above = None
+    return kept
+
+
 def conclusions(published: Data, here: Data, text: Path) -> tuple[list[dict], list[str]]:
     """Of the claims that measurements decide a row each, and below it one for each estimate that
     the test compares; and the names and states of the others."""
@@ -116,7 +156,7 @@ def conclusions(published: Data, here: Data, text: Path) -> tuple[list[dict], li
         for text_, bounds in compared.items():
             found = (prose.environment.compile_expression(text_)() for prose in proses)
             which = f"{text_} ".replace("'", "") if len(compared) > 1 else ""
-            rows.append((f"  {which}{', '.join(bounds)}", *found, ""))
+            rows.append((f"{BELOW}{which}{', '.join(bounds)}", *found, ""))
     return [dict(zip(names, row, strict=True)) for row in rows], on_sources
 
 
@@ -150,7 +190,7 @@ def orderings(selection: Selection, published: Data, here: Data) -> list[dict]:
         for pair in combinations(backends, 2):
             both = [found.ratio(kernel, pair[0], to=pair[1]) for found in (published, here)]
             titles = (registry.BACKENDS[backend].title for backend in pair)
-            rows.append((f"  {' / '.join(titles)}", *both, order(*both)))
+            rows.append((f"{BELOW}{' / '.join(titles)}", *both, order(*both)))
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 

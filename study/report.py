@@ -9,7 +9,7 @@ import html
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,12 +18,13 @@ from rich.table import Table
 
 from implementations.common import registry
 from implementations.common.check import dtype_name
-from study.claims import Claim, Data, Estimate, Prose, State, headline, number
+from study import compare
+from study.claims import TEXT, Claim, Data, Estimate, Prose, State, headline, number
+from study.markdown import markdown_table
 from study.progress import console, progress
 from study.stability import SIZE
 
 ROOT = Path(__file__).parents[1]
-TEXT = ROOT / "report" / "text"
 PAGE = Path(__file__).with_name("page")
 WHY = "### Why they differ"  # where a day's text goes on below its figures
 BEGIN, END = "<!-- built by `study report` -->", "<!-- end of what `study report` built -->"
@@ -55,12 +56,13 @@ def run(data: Path, out: Path, text: Path = TEXT) -> bool:
     with progress("report", 5) as step:
         step("data")
         found = Data.load(data)
+        others = [Data.load(data, name) for name in compare.others(data)]
         prose = Prose(found)
         step("figures")
         for name, figure in figures.every(found).items():
             figures.save(figure, out / "figures" / f"{name}.svg")
         step("report.md")
-        markdown = document(found, prose, text)
+        markdown = document(found, prose, text, others)
         (out / "report.md").write_text(markdown)
         _readme(out, markdown)
         step("index.html")
@@ -88,8 +90,11 @@ def _print_claims(claims: list[Claim]) -> None:
 # The document ------------------------------------------------------------------------------------
 
 
-def document(data: Data, prose: Prose, text: Path = TEXT) -> str:
-    """The report as Markdown; the claims of all texts are gathered in `prose`."""
+def document(data: Data, prose: Prose, text: Path = TEXT, others: Iterable[Data] = ()) -> str:
+    """The report as Markdown; the claims of all texts are gathered in `prose`.
+
+    others: other machines, beside which the conclusions are put.
+    """
 
     def day(kernel: str) -> tuple[str, str]:
         path = text / f"day{registry.spec(kernel).day:02}_{kernel}.md"
@@ -99,6 +104,14 @@ def document(data: Data, prose: Prose, text: Path = TEXT) -> str:
     def summary(kernel: str) -> str:
         path = text / f"phase{registry.phase(kernel)}.md"
         return prose.render(path) if path.exists() else ""
+
+    def beside(other: Data) -> dict:
+        path = text / "machines" / f"{other.machine}.md"
+        own = Prose(other)
+        said = own.render(path) if path.exists() else ""
+        prose.claims.update(own.claims)
+        name = other.environment.get("gpu", {}).get("name", other.machine)
+        return {"name": name, "text": said} | compare.differences(data, other, text)
 
     tables = {
         "headlines": _headlines,
@@ -127,6 +140,7 @@ def document(data: Data, prose: Prose, text: Path = TEXT) -> str:
         alt=ALT,
         claims=prose.claims,
         stale=data.stale,
+        others=[beside(other) for other in others],
         environment=list(_flat(data.environment)),
         frame=lambda name: _plain(getattr(data, name)),
         table=lambda name, *args: markdown_table(tables[name](data, *args)),
@@ -135,22 +149,6 @@ def document(data: Data, prose: Prose, text: Path = TEXT) -> str:
         end=END,
     )
     return re.sub(r"\n{3,}", "\n\n", rendered).strip() + "\n"
-
-
-def markdown_table(rows: list[dict]) -> str:
-    """Rows as a Markdown table: the first column to the left, columns of numbers to the right."""
-    if not rows:
-        return "not measured"
-    cells = [[_cell(str(value)) for value in row.values()] for row in rows]
-    columns = zip(*cells, strict=True)
-    numeric = [all(re.match(r"$|[-\d]|not |failed", c) for c in column) for column in columns]
-    rule = [("---:" if right else "---") for right in numeric]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (list(rows[0]), rule, *cells))
-
-
-def _cell(text: str) -> str:
-    """Text that ends no cell, row or table and opens no HTML."""
-    return re.sub(r"([|<])", r"\\\1", " ".join(text.split()))
 
 
 def _title(backend: str) -> str:

@@ -6,8 +6,7 @@ import pytest
 from implementations.common import registry
 from implementations.common.check import dtype_name
 from study import store
-from study.claims import Data, Estimate, Prose, State, all_of, headline, typed_numbers
-from study.report import TEXT
+from study.claims import TEXT, Data, Estimate, Prose, State, all_of, headline, typed_numbers
 from study.tests import made_up_data
 
 HOLDS, FALSE, UNDECIDED, NO_DATA = State.HOLDS, State.FALSE, State.UNDECIDED, State.NO_DATA
@@ -228,12 +227,12 @@ def test_typed_numbers(text, found):
     assert typed_numbers(text) == found
 
 
-@pytest.mark.parametrize("path", sorted(TEXT.glob("*.md")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(TEXT.rglob("*.md")), ids=lambda path: path.stem)
 def test_report_holds_no_typed_number(path):
     assert typed_numbers(path.read_text()) == []
 
 
-@pytest.mark.parametrize("path", sorted(TEXT.glob("*.md")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(TEXT.rglob("*.md")), ids=lambda path: path.stem)
 def test_report_text_renders(path, data):
     prose = Prose(data)
     assert prose.render(path)

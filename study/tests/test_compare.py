@@ -7,8 +7,7 @@ import pytest
 
 from study import compare, measure, ratios, store
 from study.cells import UnknownName, select
-from study.claims import PUBLISHED, Data, Estimate, State
-from study.report import TEXT
+from study.claims import PUBLISHED, TEXT, Data, Estimate, State
 from study.tests import made_up_data
 
 FALSE, NO_DATA, UNDECIDED, HOLDS = State
@@ -70,7 +69,7 @@ def half(samples):
 def verdicts(rows):
     """The verdicts of rows that have one, by their first column."""
     found = [list(row.values()) for row in rows]
-    return {row[0].strip(): row[-1] for row in found if row[-1]}
+    return {row[0].removeprefix(compare.BELOW): row[-1] for row in found if row[-1]}
 
 
 def loaded(data):
@@ -101,11 +100,11 @@ def test_slower_backend_reverses_what_rests_on_it(data, text):
         "softmax at the limit": "reversed",
         "softmax behind": "reversed",
     }
-    assert [row["conclusion"].strip() for row in rows if not row["verdict"]] == [
-        ">= 1.05",
-        ">= 0.9, <= 1.1",
-        ">= 0.9",
-        "0.9 >=",
+    assert [row["conclusion"] for row in rows if not row["verdict"]] == [
+        "· >= 1.05",
+        "· >= 0.9, <= 1.1",
+        "· >= 0.9",
+        "· 0.9 >=",
     ]
     here = [row["some-gpu"] for row in rows if not row["verdict"]]
     assert here[0].value == pytest.approx(rows[1]["published"].value / 2, rel=0.01)
@@ -115,6 +114,18 @@ def test_slower_backend_reverses_what_rests_on_it(data, text):
             "Triton / CUDA C++": said,
             "Numba / CUDA C++": "holds",
         }
+
+
+def test_differences_are_what_does_not_hold(data, text):
+    add(data, slow_triton)
+    assert compare.others(data) == ["some-gpu"]
+    found = compare.differences(*loaded(data), text)
+    assert found["conclusions"] == "reversed 3, holds 1"
+    shown = [row["conclusion"] for row in found["reversed"]]
+    assert shown[:3] == ["matmul ahead", "· >= 1.05", "softmax at the limit"]
+    shown = [row["ratio of speeds"] for row in found["reordered"]]
+    slower = ["· Triton / Numba", "· Triton / CUDA C++"]
+    assert shown == ["softmax_fused", *slower, "matmul_tensor_core", *slower]
 
 
 def reverses_nothing(data):

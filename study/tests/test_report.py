@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from implementations.common import registry
-from study import figures, report, store
-from study.claims import Data, Prose, State
+from study import compare, figures, report, store
+from study.claims import TEXT, Data, Prose, State
+from study.markdown import markdown_table
 from study.tests import made_up_data
 
 README = f"# Title\n\nBefore.\n\n{report.BEGIN}\nold\n{report.END}\n\nAfter.\n"
@@ -113,6 +115,22 @@ def _without_figures(markdown):
     return report.typst_markup(re.sub(r"!\[.*", "", markdown))
 
 
+def test_another_machine_has_a_section(folder, tmp_path):
+    data = Data.load(folder)
+    text = shutil.copytree(TEXT, tmp_path / "text")
+    (text / "machines" / "some-gpu.md").write_text(
+        "{% call claim('here_too', \"tokens('vector_add', 'cupy') >= 1\") %}"
+        "On {{ machine }}.{% endcall %}"
+    )
+    other = replace(data, machine="some-gpu", environment={"gpu": {"name": "Some GPU"}})
+    assert "On other GPUs" not in report.document(data, Prose(data), text)
+    prose = Prose(data)
+    said = report.document(data, prose, text, [other])
+    section = said.partition("## On other GPUs")[2].partition("## Threats")[0]
+    assert "### Some GPU\n\nOn some-gpu." in section and "reversed" not in section.split("###")[1]
+    assert prose.claims["here_too"].state is State.HOLDS and "| here too |" in said
+
+
 def test_new_kernel_and_backend_need_no_edit(new_kernel, tmp_path):
     (new_kernel / "double_it_eager.py").write_text("def double_it(x):\n    return x + x\n")
     data = Data.load(tmp_path)
@@ -129,7 +147,7 @@ def test_new_kernel_and_backend_need_no_edit(new_kernel, tmp_path):
 
 
 def test_false_claim_fails_the_build(folder, tmp_path, no_pdf, capsys):
-    shutil.copytree(report.TEXT, tmp_path / "text")
+    shutil.copytree(TEXT, tmp_path / "text")
     with (tmp_path / "text" / "answer.md").open("a") as file:
         file.write(
             "\n\n{% call claim('too_much', \"tokens('vector_add', 'triton') >= 1e6\") %}\n"
@@ -155,9 +173,11 @@ def test_stale_rows_fail_the_build_and_are_named(tmp_path, no_pdf, capsys):
 
 @pytest.mark.skipif(not COMMITTED.exists(), reason="no report/report.md is committed yet")
 def test_committed_report_is_that_of_the_committed_data():
-    data = Data.load(report.ROOT / "data")
+    folder = report.ROOT / "data"
+    data = Data.load(folder)
     assert data.stale == []
-    assert COMMITTED.read_text() == document(data)
+    others = [Data.load(folder, machine) for machine in compare.others(folder)]
+    assert COMMITTED.read_text() == report.document(data, Prose(data), others=others)
 
 
 def test_readme_is_replaced_between_its_markers_only(built):
@@ -192,18 +212,18 @@ def test_markdown_table():
         {"name": "a", "µs": "1.5", "Δ": "-2 %", "of": "not measured", "n": 3, "said": "equal"},
         {"name": "b|c", "µs": "", "Δ": "2 (1–3)", "of": "failed", "n": 4, "said": "2 × torch"},
     ]
-    assert report.markdown_table(rows) == (
+    assert markdown_table(rows) == (
         "| name | µs | Δ | of | n | said |\n"
         "| --- | ---: | ---: | ---: | ---: | --- |\n"
         "| a | 1.5 | -2 % | not measured | 3 | equal |\n"
         "| b\\|c |  | 2 (1–3) | failed | 4 | 2 × torch |"
     )
-    assert report.markdown_table([]) == "not measured"
+    assert markdown_table([]) == "not measured"
 
 
 @given(st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=3))
 def test_no_text_breaks_out_of_its_cell(cells):
-    table = report.markdown_table([{"a": a, "b": b} for a, b in cells])
+    table = markdown_table([{"a": a, "b": b} for a, b in cells])
     tokens = MD.parse(table + "\n\nafter")
     kinds = [token.type for token in tokens]
     assert (kinds.count("table_open"), kinds.count("td_open")) == (1, 2 * len(cells))
