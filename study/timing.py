@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import cache
 
 import numpy as np
@@ -164,14 +164,13 @@ def event_us(function: Callable, sets: list[tuple], calls: int) -> float:
     return 1e3 * begin.elapsed_time(end) / calls
 
 
-def cupti_us(work: Iterable[tuple[Callable, list[tuple], int]]) -> list[float]:
+def cupti_us(work: list[tuple[Callable, list[tuple], int]]) -> list[float]:
     """The time of one call of each function in µs as the profiler (CUPTI) has it.
 
     work: functions, the sets their calls rotate over, and how often each is called; all in one
     session, as it takes long to begin one. The sum of the durations of a call's kernels and copies;
     the median of the second half of the calls; NaN where the profiler sees none.
     """
-    work = list(work)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for function, sets, calls in work:
             _call(function, sets, calls)

@@ -66,7 +66,7 @@ def test_help_teaches(general_help, command):
         (("verify", "--kernels", "vector_ad"), "no kernel is called 'vector_ad'; the nearest: "),
         (("list", "--backends", "cuda"), "no backend is called 'cuda'; the nearest: "),
         (("complexity", "--phase", "7"), "no phase 7; there are "),
-        (("compare", "nvidia-h10"), "no machine is called 'nvidia-h10'; the nearest: nvidia-h100"),
+        (("compare", "nvidia-h20"), "no machine is called 'nvidia-h20'; the nearest: nvidia-h200"),
         (("verify", "--kernel", "vector_add"), "No such option: --kernel"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",

@@ -3,6 +3,8 @@
 import fcntl
 import os
 import resource
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ import implementations
 from implementations.common import registry
 from study import codegen, store
 from study.cells import Cell, select, size_text
+from study.sources import source_hash
 from study.worker import Worker
 
 SASS = """
@@ -153,9 +156,18 @@ SHOWN += ["stores_128", "error"]
 RULES = (compiles, no_spills, no_fp64, keeps_promises)
 
 
+DATA = Path(__file__).parents[2] / "data" / "codegen.csv"
+
+
+@pytest.fixture(scope="module")
+def published():
+    """data/codegen.csv: all check sizes and what is timed."""
+    return store.read(DATA)
+
+
 @pytest.fixture(scope="session")
-def table(tmp_path_factory):
-    """codegen.csv of all check sizes and the headlines, compiled once for all xdist processes."""
+def anew(tmp_path_factory):
+    """The headlines in the first dtype, compiled once for all xdist processes."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -163,14 +175,23 @@ def table(tmp_path_factory):
     with (folder / "codegen.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
-            cells = list(select().cells("check"))
-            cells += [c for c in select().cells("bench") if is_headline(c)]
+            cells = [cell for cell in select().cells("bench") if is_first_headline(cell)]
             store.write(path, pd.DataFrame(sum(codegen.rows(cells), [])))
     return store.read(path)
 
 
-def is_headline(cell):
-    return cell.sizes == registry.spec(cell.kernel).headline
+def is_first_headline(cell):
+    spec = registry.spec(cell.kernel)
+    return cell.sizes == spec.headline and cell.torch_dtype == spec.dtypes[0]
+
+
+def of(found, kernel, backend):
+    """The rows of one implementation; skips where its backend is not here."""
+    found = found[(found["kernel"] == kernel) & (found["backend"] == backend)]
+    for error in found["error"].dropna():
+        if error.startswith("Unavailable: "):
+            pytest.skip(error)
+    return found
 
 
 # what is known and not mended yet: kernel, backend, rule → why
@@ -180,17 +201,36 @@ KNOWN = {
 }
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-@pytest.mark.parametrize("backend", registry.BACKENDS)
-@pytest.mark.parametrize("kernel", registry.kernels())
-def test_rule(table, kernel, backend, rule, request):
+each_implementation = pytest.mark.parametrize(
+    ("kernel", "backend"), [(k, b) for k in registry.kernels() for b in registry.BACKENDS]
+)
+each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+
+
+@each_implementation
+def test_published_is_of_the_present_source(published, kernel, backend):
+    """Else: `study inspect --kernels ...`"""
+    found = of(published, kernel, backend)
+    assert set(found["source_hash"]) == {source_hash(kernel, backend)}
+    launched = set(" ".join(found["sizes"]).split())
+    assert launched >= {cell.size for cell in select(kernel, backend).cells("bench")}
+
+
+@each_rule
+@each_implementation
+def test_rule(published, kernel, backend, rule, request):
     if reason := KNOWN.get((kernel, backend, rule)):
         request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
-    found = table[(table["kernel"] == kernel) & (table["backend"] == backend)]
-    for error in found["error"].dropna():
-        if error.startswith("Unavailable: "):
-            pytest.skip(error)
+    found = of(published, kernel, backend)
     assert rule(registry.spec(kernel), found), "\n" + found[SHOWN].to_string()
+
+
+@each_rule
+@each_implementation
+def test_rule_when_compiled_anew(anew, kernel, backend, rule):
+    found = of(anew, kernel, backend)
+    first = replace(registry.spec(kernel), dtypes=registry.spec(kernel).dtypes[:1])
+    assert rule(first, found), "\n" + found[SHOWN].to_string()
 
 
 # --- kernels that break them ----------------------------------------------------------------------
