@@ -4,7 +4,8 @@
 
     cuda     on the GPU (the default where there is one)
     cpu      on the CPU: Triton's interpreter, Numba's simulator, CUDA C++ through the host compiler
-    compile  nowhere: every launch compiles its kernel for sm_90a and is recorded (no driver needed)
+    compile  nowhere: every launch compiles its kernel, for sm_90a unless STUDY_ARCH says otherwise,
+             and is recorded (no driver needed)
 
 The environment variable `STUDY_DEVICE` overrides the default.
 """

@@ -30,6 +30,7 @@ from study.ratios import KEY, WARM
 
 TEXT = Path(__file__).parents[1] / "report" / "text"
 PUBLISHED = "nvidia-h100-80gb-hbm3"  # the machine whose data the report is about
+ARCH = "sm_90a"  # of its machine code
 
 COLUMNS = {
     "agreement": [*KEY, "rule", "margin", "rms", "deterministic", "status", "error", "source_hash"],
@@ -38,7 +39,7 @@ COLUMNS = {
     "samples": [*KEY, "cell", "process", "round", "device_us", "error", "source_hash"],
     "protocol": ["check", "cells", "found", "rate"],
     "radon": ["kernel", "backend", "source_hash"],
-    "codegen": [*KEY, "sizes", "variant", "registers", "error", "source_hash"],
+    "codegen": [*KEY, "sizes", "arch", "variant", "registers", "error", "source_hash"],
     "counters": counters.COLUMNS,
     "stability": stability.COLUMNS,
 }
@@ -249,6 +250,7 @@ class Data:
         dtype, size = headline(kernel)
         c = self.codegen
         here = c[(c.kernel == kernel) & (c.backend == backend) & (c.dtype == dtype)]
+        here = here[here.arch == ARCH]
         return here[[size in sizes.split() for sizes in here.sizes]]
 
     def machine_code(self, kernel: str, backend: str, what: str) -> Estimate:

@@ -137,11 +137,12 @@ def stability(
 def inspect(
     kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA
 ):
-    """Compile every variant of each kernel for Hopper and read its machine code. Needs no GPU.
+    """Compile every variant of each kernel for an H100 and an A100, and read the machine code.
 
-    data/codegen.csv gets, a variant a row: registers, spills, shared memory, occupancy, and the
-    instructions by class: tensor cores, double precision, the width of each load and store,
-    barriers. They often say why one backend is faster. Exit code 1 if a kernel does not compile.
+    Needs no GPU. data/codegen.csv gets, a variant a row: registers, spills, shared memory,
+    occupancy, and the instructions by class: tensor cores, double precision, the width of each load
+    and store, barriers. They often say why one backend is faster. Exit code 1 if a kernel does not
+    compile.
     """
     from study import codegen as module
     from study.cells import select

@@ -1,6 +1,8 @@
-"""The machine code of each kernel: compiled for sm_90a as at a launch, without a GPU, and read.
+"""The machine code of each kernel: compiled for an H100 and an A100 as at a launch, and read.
 
-A variant is one machine code that a host function launches; a row of codegen.csv is a variant:
+No GPU is needed. A variant is one machine code that a host function launches; a row of codegen.csv
+is a variant:
+    arch                sm_90a or sm_80
     size, sizes         the first size that launches it, and all that do
     variant, code       the kernel with what is compiled into it; a hash of its instructions
     package, assembler  what compiled it; the ptxas that made the cubin (from release 13 on it says)
@@ -33,6 +35,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cache, partial
 from importlib import import_module
@@ -54,13 +57,13 @@ from study.worker import Worker, WorkerFailed, workers
 
 # of a worker: the device is decided at import, and the CPU tier's settings would be inherited
 ENVIRONMENT = {"STUDY_DEVICE": "compile", "TRITON_INTERPRET": "0", "NUMBA_ENABLE_CUDASIM": "0"}
+ARCHS = tuple(offline.TARGETS)
 TIMEOUT = 600  # seconds for a cell: autotune compiles all its configurations
 
-ARCHITECTURE = (9, 0)
-# a multiprocessor of this compute capability, as cuda_occupancy.h has it
+# a multiprocessor of compute capability 8.0 and 9.0, as cuda_occupancy.h has it
 WARP, MAX_WARPS, MAX_BLOCKS = 32, 64, 32
 PARTITIONS, REGISTERS, REGISTER_UNIT = 4, 16384, 256  # of a partition, which a warp never leaves
-SHARED, SHARED_RESERVED, SHARED_UNIT = 228 * 1024, 1024, 128  # bytes; reserved: of each block
+SHARED_RESERVED, SHARED_UNIT = 1024, 128  # bytes; reserved: of each block
 
 INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(([A-Z][\w.]*).*?);", re.M)
 WIDTHS = {"128": 128, "64": 64, "U16": 16, "S16": 16, "U8": 8, "S8": 8}
@@ -113,7 +116,7 @@ def blocks_per_sm(registers: int, threads: int, shared_bytes: int) -> int:
     if -(-warps // PARTITIONS) * registers > REGISTERS:
         return 0
     by_registers = REGISTERS // registers * PARTITIONS // warps
-    return min(MAX_BLOCKS, MAX_WARPS // warps, by_registers, SHARED // shared)
+    return min(MAX_BLOCKS, MAX_WARPS // warps, by_registers, offline.TARGET.shared_bytes // shared)
 
 
 def _cuobjdump(cubin: bytes) -> str:
@@ -163,7 +166,10 @@ LOADED = {  # column of codegen.csv → the driver's attribute of a function
 
 def loaded(launch: offline.Launch) -> dict[str, int]:
     """What the driver says of the function once it is loaded; nothing without a GPU to load it."""
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() != ARCHITECTURE:
+    if (
+        not torch.cuda.is_available()
+        or torch.cuda.get_device_capability() != offline.TARGET.capability
+    ):
         return {}
     from cuda.bindings import driver
 
@@ -224,29 +230,36 @@ def variants(cell: Cell) -> list[dict]:
     ]
 
 
-def rows(cells: Iterable[Cell]) -> Iterator[list[dict]]:
+def rows(cells: Iterable[Cell], archs: tuple[str, ...] = ARCHS) -> Iterator[list[dict]]:
     """The rows of codegen.csv of one implementation after the other; a worker a core compiles."""
     implementations, left = {}, Event()
     for cell in cells:
         implementations.setdefault((cell.kernel, cell.backend), []).append(cell)
+    count = min(len(implementations), os.cpu_count() // len(archs)) or 1
 
-    with (
-        progress("compiling", sum(map(len, implementations.values()))) as step,
-        workers(min(len(implementations), os.cpu_count()) or 1, ENVIRONMENT) as each,
-    ):
+    with ExitStack() as stack:
+        total = len(archs) * sum(map(len, implementations.values()))
+        step = stack.enter_context(progress("compiling", total))
 
         def begin(cell):
             if left.is_set():
                 raise CancelledError
             step(str(cell))
 
+        def compiled(arch):
+            each = stack.enter_context(workers(count, ENVIRONMENT | {"STUDY_ARCH": arch}))
+            return each(partial(_rows, arch=arch, begin=begin), implementations.values())
+
         try:
-            yield from each(partial(_rows, begin=begin), implementations.values())
+            for found in zip(*map(compiled, archs), strict=True):
+                yield sum(found, [])
         finally:
             left.set()  # an interruption gives up the cells in hand, and begins none
 
 
-def _rows(worker: Worker, cells: list[Cell], begin: Callable[[Cell], None]) -> list[dict]:
+def _rows(
+    worker: Worker, cells: list[Cell], arch: str, begin: Callable[[Cell], None]
+) -> list[dict]:
     stamp = {"source_hash": source_hash(cells[0].kernel, cells[0].backend)}
     found, sizes = {}, {}
     for cell in cells:
@@ -260,7 +273,7 @@ def _rows(worker: Worker, cells: list[Cell], begin: Callable[[Cell], None]) -> l
             found.setdefault(key, (cell, variant))
             sizes.setdefault(key, {})[cell.size] = None  # as an ordered set
     return [
-        asdict(cell) | {"sizes": " ".join(sizes[key])} | variant | stamp
+        asdict(cell) | {"sizes": " ".join(sizes[key]), "arch": arch} | variant | stamp
         for key, (cell, variant) in found.items()
     ]
 

@@ -5,22 +5,27 @@ from functools import cache
 import torch
 
 from implementations import DEVICE
+from implementations.common import offline
 
-WITHOUT_GPU = {"cpu": 2, "compile": 132}  # multiprocessors: so few that a small grid loops; an H100
+ON_CPU = 2  # multiprocessors of the CPU tier, with one program each: so few that a small grid loops
 
 
 @cache
 def programs(per_multiprocessor: int) -> int:
-    """How many programs make a grid that grows with the GPU and not with the data.
+    """How many programs make a grid that grows with the GPU and not with the data."""
+    if DEVICE == "cpu":
+        return ON_CPU
+    if DEVICE == "compile":
+        return per_multiprocessor * offline.TARGET.multiprocessors
+    return per_multiprocessor * torch.cuda.get_device_properties().multi_processor_count
 
-    On the CPU tier a multiprocessor has one.
-    """
-    if DEVICE == "cuda":
-        return per_multiprocessor * torch.cuda.get_device_properties().multi_processor_count
-    return WITHOUT_GPU[DEVICE] * (per_multiprocessor if DEVICE == "compile" else 1)
+
+def capability() -> tuple[int, int]:
+    """The compute capability of the GPU, or of that which is compiled for."""
+    return torch.cuda.get_device_capability() if DEVICE == "cuda" else offline.TARGET.capability
 
 
 @cache
 def clusters() -> bool:
     """Whether blocks can run in clusters: from compute capability 9.0 on, and on the CPU tier."""
-    return DEVICE != "cuda" or torch.cuda.get_device_capability() >= (9, 0)
+    return DEVICE == "cpu" or capability() >= (9, 0)

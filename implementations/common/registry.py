@@ -15,10 +15,9 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
 import implementations
 from implementations import DEVICE
+from implementations.common import device
 from implementations.common.spec import KernelSpec
 
 COMMON = Path(__file__).parent
@@ -127,7 +126,7 @@ def absent(backend: str) -> str | None:
 
 
 def _lacks(capability: tuple[int, int]) -> str | None:
-    have = torch.cuda.get_device_capability()
+    have = device.capability()
     if have >= capability:
         return None
     return "needs compute capability {}.{}, this is {}.{}".format(*capability, *have)
@@ -142,7 +141,7 @@ def load(kernel: str, backend: str) -> Callable:
     if reason := missing(backend):
         raise Unavailable(f"{backend}: {reason}")
     module = _module(kernel, f"_{backend}")
-    if DEVICE == "cuda" and (reason := _lacks(getattr(module, "CAPABILITY", (8, 0)))):
+    if DEVICE != "cpu" and (reason := _lacks(getattr(module, "CAPABILITY", (8, 0)))):
         raise Unavailable(f"{kernel} in {backend}: {reason}")
     host = getattr(module, kernel)
     ours, theirs = inspect.signature(host), inspect.signature(spec(kernel).reference)

@@ -173,6 +173,7 @@ def codegen() -> pd.DataFrame:
             dtype=headline(kernel)[0],
             size=headline(kernel)[1],
             sizes=f"N=1 {headline(kernel)[1]}",
+            arch="sm_90a",
             variant=f"{kernel}_kernel<N=1>",
             registers=32,
             occupancy=0.75,

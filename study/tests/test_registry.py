@@ -59,7 +59,7 @@ def test_missing_package_is_named(new_kernel, monkeypatch):
 
 def test_missing_capability_is_named(new_kernel, monkeypatch):
     monkeypatch.setattr(registry, "DEVICE", "cuda")
-    monkeypatch.setattr(registry.torch.cuda, "get_device_capability", lambda: (8, 6))
+    monkeypatch.setattr(registry.device, "capability", lambda: (8, 6))
     (new_kernel / "double_it_eager.py").write_text(HOST + "\n\nCAPABILITY = (9, 0)\n")
     message = r"double_it in eager: needs compute capability 9.0, this is 8.6"
     with pytest.raises(Unavailable, match=message):

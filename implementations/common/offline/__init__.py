@@ -1,8 +1,29 @@
-"""Machine code without a GPU: where STUDY_DEVICE is "compile", launches compile and are kept."""
+"""Machine code without a GPU: where STUDY_DEVICE is "compile", launches compile and are kept.
 
+The environment variable `STUDY_ARCH` says for which of `TARGETS`: an H100 unless it is set.
+"""
+
+import os
 from dataclasses import dataclass
 
-ARCH = "sm_90a"
+
+@dataclass(frozen=True)
+class Target:
+    """A model of GPU: shared_bytes: of a multiprocessor; a block may have 1 KB less."""
+
+    capability: tuple[int, int]
+    multiprocessors: int
+    shared_bytes: int
+
+
+TARGETS = {
+    "sm_90a": Target((9, 0), 132, 228 * 1024),  # an H100
+    "sm_80": Target((8, 0), 108, 164 * 1024),  # an A100
+}
+ARCH = os.environ.get("STUDY_ARCH", "sm_90a")
+if ARCH not in TARGETS:
+    raise RuntimeError(f"STUDY_ARCH must be one of {', '.join(TARGETS)}, got {ARCH!r}")
+TARGET = TARGETS[ARCH]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from numba.cuda.dispatcher import _Kernel
 
 from implementations.common import offline
 
-HOPPER = SimpleNamespace(id=0, compute_capability=(9, 0))  # from 9.0 on Numba adds the a of sm_90a
+# from 9.0 on Numba adds the a of sm_90a
+DEVICE = SimpleNamespace(id=0, compute_capability=offline.TARGET.capability)
 
 
 def _name(kernel) -> str:
@@ -36,6 +37,6 @@ def record(kernel, args: tuple, block: tuple, shared_bytes: int) -> None:
 
 def install() -> None:
     """A stand-in device in the driver's place, and kernels that are never loaded."""
-    context = SimpleNamespace(device=HOPPER)
+    context = SimpleNamespace(device=DEVICE)
     devices._runtime.get_or_create_context = lambda number=None: context
     _Kernel.bind = lambda kernel: None  # else `compile` would load the cubin

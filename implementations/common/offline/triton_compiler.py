@@ -1,4 +1,4 @@
-"""Triton's compiler without a GPU: a launch is specialised and compiled as on an H100, no more."""
+"""Triton's compiler without a GPU: a launch is specialised and compiled as on one, no more."""
 
 from functools import wraps
 
@@ -11,17 +11,21 @@ from triton.runtime.jit import JITFunction
 from implementations.common import offline
 
 WARP = 32  # threads
-SHARED_BYTES = 227 * 1024  # that a block may have
-HOPPER = {"max_shared_mem": SHARED_BYTES, "multiprocessor_count": 132}
+SHARED_BYTES = offline.TARGET.shared_bytes - 1024  # that a block may have
+PROPERTIES = {
+    "max_shared_mem": SHARED_BYTES,
+    "multiprocessor_count": offline.TARGET.multiprocessors,
+}
+MAJOR, MINOR = offline.TARGET.capability
 
 
 class Driver:
     """What Triton asks of a driver until a kernel is compiled."""
 
     class utils:
-        get_device_properties = staticmethod(lambda device: HOPPER)
+        get_device_properties = staticmethod(lambda device: PROPERTIES)
 
-    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, WARP))
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 10 * MAJOR + MINOR, WARP))
     get_current_device = staticmethod(lambda: 0)
     get_current_stream = staticmethod(lambda device=None: 0)
     get_active_torch_device = staticmethod(lambda: torch.device("cpu"))
@@ -62,6 +66,6 @@ def _recording(run):
 
 
 def install() -> None:
-    """Let every launch compile for sm_90a and be recorded. Once."""
+    """Let every launch compile and be recorded. Once."""
     driver.set_active(Driver())
     JITFunction.run = _recording(JITFunction.run)
