@@ -7,7 +7,7 @@ machine's, and the estimates that it compares are shown of both.
 import ast
 import math
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from study.markdown import markdown_table
 from study.progress import console
 from study.ratios import verdict
 
+OPEN = ("reversed", "changed", "undecided")
 BELOW = "· "  # what a row begins with that belongs to the one above
 FROM_SOURCES = {"tokens", "count", "machine_code"}  # what a claim may use that no machine measures
 
@@ -80,7 +81,7 @@ def choose(machine: str | None, data: Path) -> str:
     """`machine`, if it has a folder in `data`. None: this machine, where it has a GPU and is not
     the published one; else the only one beside the published. Raises UnknownName."""
     known = sorted(path.name for path in data.glob("*") if path.is_dir())
-    others = [name for name in known if name != PUBLISHED]
+    beside = [name for name in known if name != PUBLISHED]
     if machine is not None and known:
         must_be_known("machine", machine, known)
         return machine
@@ -88,11 +89,11 @@ def choose(machine: str | None, data: Path) -> str:
         own = store.machine_name(torch.cuda.get_device_name())
         if own != PUBLISHED:
             return own
-    if machine is None and len(others) == 1:
-        return others[0]
+    if machine is None and len(beside) == 1:
+        return beside[0]
     raise UnknownName(
         f"compare needs one machine beside {PUBLISHED}; in {data} there are: "
-        f"{', '.join(others) or 'none (`study measure` on a machine with a GPU adds it)'}"
+        f"{', '.join(beside) or 'none (`study measure` on a machine with a GPU adds it)'}"
     )
 
 
@@ -120,18 +121,16 @@ def differences(published: Data, here: Data, text: Path) -> dict:
 
 
 def _open(rows: list[dict]) -> list[dict]:
-    """The rows that are reversed, changed or undecided, with those above that they stand below, and
-    those below that stand below them."""
-    kept, above, whole = [], None, False
-    for row in rows:
-        is_open = row["verdict"] in ("reversed", "changed", "undecided")
-        if not next(iter(row.values())).startswith(BELOW):
-            above, whole = row, is_open
-        elif is_open and above:
-            kept.append(above)
-        if is_open or whole:
-            kept.append(row)
-            above = None
+    """The rows that are reversed, changed or undecided: one that others stand below with all of
+    them, one that stands below another with that."""
+    starts = [i for i, row in enumerate(rows) if not next(iter(row.values())).startswith(BELOW)]
+    kept = []
+    for begin, end in pairwise([*starts, len(rows)]):
+        head, *below = rows[begin:end]
+        if head["verdict"] not in OPEN:
+            below = [row for row in below if row["verdict"] in OPEN]
+        if head["verdict"] in OPEN or below:
+            kept += [head, *below]
     return kept
 
 

@@ -19,8 +19,7 @@ PLANTED = 20  # one call in so many is added by a planted slowdown: 5 %
 WINDOW_S, WARM_S, WARM_AT_MOST_S = 0.05, 0.15, 3.0
 SETTLED = 0.01  # two windows agree within this fraction
 
-EVENT_CALLS = 20
-EVENT_CYCLES = 20_000_000  # about 10 ms: the host queues EVENT_CALLS calls of any backend meanwhile
+EVENT_CYCLES = 20_000_000  # about 10 ms: the host queues 20 calls of any backend meanwhile
 SLEEP = "spin_kernel"  # what torch.cuda._sleep launches
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -89,19 +90,6 @@ def test_repeats_compares_every_bit():
 def test_profiled_calls_are_told_apart(monkeypatch):
     """Two kernels a call and none; three calls of 10 + 1 µs, of which the last two count."""
 
-    class Profile:
-        def __init__(self, activities):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def events(self):
-            return [event(*x) for x in reversed(list(enumerate(launched)))]  # in no order
-
     def event(at, launch):
         name, us = launch
         span = SimpleNamespace(start=at, elapsed_us=lambda: us)
@@ -112,7 +100,9 @@ def test_profiled_calls_are_told_apart(monkeypatch):
         launched.extend([("sum", us), ("add", 1)])
 
     launched, us = [], [(500,), (10,), (12,)]
-    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    events = lambda: [event(*x) for x in reversed(list(enumerate(launched)))]  # noqa: E731
+    profile = nullcontext(SimpleNamespace(events=events))  # in no order
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: profile)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     sleep = lambda cycles: launched.append((f"void {timing.SLEEP}(long)", 2))  # noqa: E731
     monkeypatch.setattr(torch.cuda, "_sleep", sleep)
