@@ -29,3 +29,16 @@ def capability() -> tuple[int, int]:
 def clusters() -> bool:
     """Whether blocks can run in clusters: from compute capability 9.0 on, and on the CPU tier."""
     return DEVICE == "cpu" or capability() >= (9, 0)
+
+
+@cache
+def shared_bytes() -> int:
+    """The most shared memory that a block can have."""
+    if DEVICE == "cuda":
+        return torch.cuda.get_device_properties().shared_memory_per_block_optin
+    return offline.TARGET.block_shared_bytes
+
+
+def stages(most: int, stage_bytes: int) -> int:
+    """How many stages of a pipeline to keep in shared memory: `most`, or as many as fit."""
+    return min(most, shared_bytes() // stage_bytes)

@@ -205,15 +205,12 @@ UNALIGNED = (
     "192 registers beside the 128 of acc"
 )
 FEW = "ptxas keeps a few registers more for sm_90a: up to 72 bytes, at sizes that are not timed"
-STAGES = "four stages take 192 KB of shared memory; a block of an A100 has 163"
 KNOWN = {
     ("sm_90a", "matmul_tensor_core", "triton", no_spills): UNALIGNED,
     ("sm_80", "matmul_tensor_core", "triton", no_spills): UNALIGNED,
     ("sm_80", "transpose_tiled", "triton", no_spills): FEW,
     ("sm_80", "softmax_fused", "cupy", no_spills): FEW,
     ("sm_80", "softmax_online", "numba", no_spills): FEW,
-    ("sm_80", "matmul_tensor_core", "cupy", fits): STAGES,
-    ("sm_80", "matmul_tensor_core", "numba", fits): STAGES,
 }
 
 

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Target:
-    """A model of GPU: shared_bytes: of a multiprocessor; a block may have 1 KB less."""
+    """A model of GPU. shared_bytes: of a multiprocessor, 1 KB of which no block can have."""
 
     capability: tuple[int, int]
     multiprocessors: int
     shared_bytes: int
+
+    @property
+    def block_shared_bytes(self) -> int:
+        return self.shared_bytes - 1024
 
 
 TARGETS = {

@@ -11,9 +11,8 @@ from triton.runtime.jit import JITFunction
 from implementations.common import offline
 
 WARP = 32  # threads
-SHARED_BYTES = offline.TARGET.shared_bytes - 1024  # that a block may have
 PROPERTIES = {
-    "max_shared_mem": SHARED_BYTES,
+    "max_shared_mem": offline.TARGET.block_shared_bytes,
     "multiprocessor_count": offline.TARGET.multiprocessors,
 }
 MAJOR, MINOR = offline.TARGET.capability
@@ -53,8 +52,9 @@ def _recording(run):
     def compile_only(self, *args, grid, warmup, **kwargs):
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         meta = kernel.metadata
-        if meta.shared > SHARED_BYTES:  # autotune passes such a configuration over
-            raise OutOfResources(meta.shared, SHARED_BYTES, "shared memory")
+        limit = offline.TARGET.block_shared_bytes
+        if meta.shared > limit:  # autotune passes such a configuration over
+            raise OutOfResources(meta.shared, limit, "shared memory")
         offline.launches.append(
             offline.Launch(
                 _name(kernel), kernel.asm["cubin"], kernel.name, meta.num_warps * WARP, meta.shared

@@ -1,6 +1,7 @@
 // A block owns a BLOCK_M x BLOCK_N tile of C, each of its warps a 64 x 64 part, held in registers
 // as 4 x 8 fragments of mma.m16n8k16. Tiles of A and B travel to shared memory STAGES - 1 steps of
-// K ahead, a quarter of a tile before each of the four multiplications of a step.
+// K ahead, a quarter of a tile before each of the four multiplications of a step; fragments travel
+// to registers one multiplication ahead, a quarter before each row of mma.
 #include "ptx.cuh"
 
 constexpr int BLOCK_K = 64, WARP_M = 64, WARP_N = 64;
@@ -39,8 +40,9 @@ __global__ void __launch_bounds__(BLOCK_M* BLOCK_N / 128)
                               int M, int N, int K) {
     constexpr int THREADS = BLOCK_M * BLOCK_N / 128;  // a warp for each 64 x 64
     extern __shared__ __align__(128) unsigned char shared[];
-    T* sA = reinterpret_cast<T*>(shared);     // [STAGES][BLOCK_M][BLOCK_K]
-    T* sB = sA + STAGES * BLOCK_M * BLOCK_K;  // [STAGES][BLOCK_K][BLOCK_N]
+    constexpr int A_TILE = BLOCK_M * BLOCK_K, B_TILE = BLOCK_K * BLOCK_N;
+    constexpr int STAGE = A_TILE + B_TILE;    // a tile of A, then a tile of B
+    T* tiles = reinterpret_cast<T*>(shared);  // [STAGES][STAGE]
 
     const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
     const int warp_m = warp % (BLOCK_M / WARP_M) * WARP_M,
@@ -54,14 +56,14 @@ __global__ void __launch_bounds__(BLOCK_M* BLOCK_N / 128)
     const int row_b = tid / (BLOCK_N / 8), col_b = tid % (BLOCK_N / 8) * 8;
     const T* src_a = A + (long long)(m0 + row_a) * K + col_a;
     const T* src_b = B + (long long)row_b * N + n0 + col_b;
-    T* dst_a = sA + row_a * BLOCK_K + swizzle(row_a, col_a);
-    T* dst_b = sB + row_b * BLOCK_N + swizzle(row_b, col_b);
+    T* dst_a = tiles + row_a * BLOCK_K + swizzle(row_a, col_a);
+    T* dst_b = tiles + A_TILE + row_b * BLOCK_N + swizzle(row_b, col_b);
     int ahead = 0;  // the step whose tiles are being loaded: beyond the last, they are zeros
     auto load = [&](int part) {
         const int stage = ahead % STAGES, k_left = K - ahead * BLOCK_K;
-        load_part<ALIGNED, BLOCK_M, BLOCK_K, STEP_A>(part, dst_a + stage * BLOCK_M * BLOCK_K, src_a,
+        load_part<ALIGNED, BLOCK_M, BLOCK_K, STEP_A>(part, dst_a + stage * STAGE, src_a,
                                                      M - m0 - row_a, k_left - col_a, K);
-        load_part<ALIGNED, BLOCK_K, BLOCK_N, STEP_B>(part, dst_b + stage * BLOCK_K * BLOCK_N, src_b,
+        load_part<ALIGNED, BLOCK_K, BLOCK_N, STEP_B>(part, dst_b + stage * STAGE, src_b,
                                                      k_left - row_b, N - n0 - col_b, N);
         if (part == PARTS - 1) {
             cp_async_commit();
@@ -71,22 +73,26 @@ __global__ void __launch_bounds__(BLOCK_M* BLOCK_N / 128)
         }
     };
 
-    // of an ldmatrix, lane l gives the address of row l % 16, column 0 or 8
+    // Of an ldmatrix, lane l gives the address of row l % 16, column 0 or 8. Where those of a tile
+    // are is computed once, for each 16 columns, and moved from stage to stage.
     const int frag_row = lane % 16, frag_col = lane / 16 * 8;
-    unsigned rA[2][WARP_M / 16][4], rB[2][WARP_N / 8][2];  // the fragments in use and the next
-    auto load_fragments = [&](int buffer, int step, int k) {
-        const T* tA = sA + (step % STAGES * BLOCK_M + warp_m + frag_row) * BLOCK_K;
-        const T* tB = sB + (step % STAGES * BLOCK_K + k + frag_row) * BLOCK_N + warp_n;
+    int at_a[PARTS], at_b[WARP_N / 16];
 #pragma unroll
-        for (int i = 0; i < WARP_M / 16; ++i)
-            ldmatrix_x4(rA[buffer][i], tA + i * 16 * BLOCK_K + swizzle(frag_row, k + frag_col));
+    for (int part = 0; part < PARTS; ++part)
+        at_a[part] = (warp_m + frag_row) * BLOCK_K + swizzle(frag_row, part * 16 + frag_col);
 #pragma unroll
-        for (int j = 0; j < WARP_N / 8; j += 2) {
-            unsigned r[4];  // two fragments: B's rows become the columns that mma wants
-            ldmatrix_x4_trans(r, tB + swizzle(frag_row, j * 8 + frag_col));
-            rB[buffer][j][0] = r[0], rB[buffer][j][1] = r[1];
-            rB[buffer][j + 1][0] = r[2], rB[buffer][j + 1][1] = r[3];
-        }
+    for (int j = 0; j < WARP_N / 16; ++j)
+        at_b[j] = A_TILE + frag_row * BLOCK_N + warp_n + swizzle(frag_row, j * 16 + frag_col);
+
+    // The fragments in use and the next, of which 16 rows of A and 16 columns of B load at a time.
+    unsigned rA[2][WARP_M / 16][4], rB[2][WARP_N / 8][2];
+    static_assert(WARP_M == WARP_N, "as many rows of A as columns of B");
+    auto load_fragments = [&](int buffer, int part, int i) {
+        ldmatrix_x4(rA[buffer][i], tiles + at_a[part] + i * 16 * BLOCK_K);
+        unsigned r[4];  // two fragments: B's rows become the columns that mma wants
+        ldmatrix_x4_trans(r, tiles + at_b[i] + part * 16 * BLOCK_N);
+        rB[buffer][2 * i][0] = r[0], rB[buffer][2 * i][1] = r[1];
+        rB[buffer][2 * i + 1][0] = r[2], rB[buffer][2 * i + 1][1] = r[3];
     };
 
     for (int step = 0; step < STAGES - 1; ++step)
@@ -94,7 +100,8 @@ __global__ void __launch_bounds__(BLOCK_M* BLOCK_N / 128)
         for (int part = 0; part < PARTS; ++part) load(part);
     cp_async_wait<STAGES - 2>();
     __syncthreads();  // stage 0 has arrived for all
-    load_fragments(0, 0, 0);
+#pragma unroll
+    for (int i = 0; i < WARP_M / 16; ++i) load_fragments(0, 0, i);
 
     float rC[WARP_M / 16][WARP_N / 8][4] = {};
     for (int step = 0; step < steps; ++step) {
@@ -102,18 +109,25 @@ __global__ void __launch_bounds__(BLOCK_M* BLOCK_N / 128)
         for (int part = 0; part < PARTS; ++part) {
             const int buffer = part % 2;
             load(part);
-            if (part < PARTS - 1) {
-                load_fragments(buffer ^ 1, step, part * 16 + 16);
-            } else {
+            if (part == PARTS - 1) {
                 cp_async_wait<STAGES - 2>();
                 __syncthreads();  // the next stage has arrived for all, and all have left this one
-                load_fragments(buffer ^ 1, step + 1, 0);
+                const int stride = step % STAGES < STAGES - 1 ? STAGE : -(STAGES - 1) * STAGE;
+#pragma unroll
+                for (int& at : at_a) at += stride;
+#pragma unroll
+                for (int& at : at_b) at += stride;
             }
 #pragma unroll
-            for (int i = 0; i < WARP_M / 16; ++i)
+            for (int i = 0; i < WARP_M / 16; ++i) {
+                load_fragments(buffer ^ 1, (part + 1) % PARTS, i);
 #pragma unroll
-                for (int j = 0; j < WARP_N / 8; ++j)
-                    mma_m16n8k16<T>(rC[i][j], rA[buffer][i], rB[buffer][j]);
+                for (int j = 0; j < WARP_N / 8; ++j) {
+                    // to and fro: a row begins with the fragment of B that the last one ended with
+                    const int n = i % 2 == 0 ? j : WARP_N / 8 - 1 - j;
+                    mma_m16n8k16<T>(rC[i][n], rA[buffer][i], rB[buffer][n]);
+                }
+            }
         }
     }
 

@@ -6,21 +6,23 @@ import numpy as np
 import torch
 from numba import cuda, float32, int16, int32, int64, uint32
 
+from implementations.common import device
 from implementations.common import numba_ptx as ptx
 from implementations.common.numba_cuda import launch
 from implementations.common.numba_ptx import global_address, shared_address
 from implementations.phase3_matrix_operations.day17_k_dimension_loop.matmul_tensor_core import check
 
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 256, 64
-STAGES = 4
+STAGE_BYTES = (BLOCK_M + BLOCK_N) * BLOCK_K * 2  # of shared memory
+MAX_STAGES = 3
 WARP_M, WARP_N = 64, 64
 
 PARTS = BLOCK_K // 16  # a step multiplies so often, and loads a part of its tiles each time
 FRAGMENTS_M, FRAGMENTS_N = WARP_M // 16, WARP_N // 8
+assert WARP_M == WARP_N, "as many rows of A as columns of B"
 THREADS = BLOCK_M * BLOCK_N // 128  # a warp for each 64 x 64
 A_TILE, B_TILE = BLOCK_M * BLOCK_K, BLOCK_K * BLOCK_N
-# in shared memory stand [STAGES][BLOCK_M][BLOCK_K] of A, then [STAGES][BLOCK_K][BLOCK_N] of B
-SB = STAGES * A_TILE
+STAGE = A_TILE + B_TILE  # in shared memory: a tile of A, then a tile of B
 
 
 @cuda.jit(device=True)
@@ -57,24 +59,18 @@ def load_part(ALIGNED, ROWS, COLS):
 
 
 @cuda.jit(device=True)
-def load_fragments(rA, rB, buffer, shared, warp_m, warp_n, step, k):
-    # of an ldmatrix, lane l gives the address of row l % 16, column 0 or 8
-    frag_row, frag_col = cuda.threadIdx.x % 16, cuda.threadIdx.x % 32 // 16 * 8
-    tA = step % STAGES * A_TILE + (warp_m + frag_row) * BLOCK_K
-    tB = SB + step % STAGES * B_TILE + (k + frag_row) * BLOCK_N + warp_n
-    for i in range(FRAGMENTS_M):
-        at = tA + i * 16 * BLOCK_K + swizzle(frag_row, k + frag_col)
-        r = ptx.ldmatrix_x4(shared_address(shared, at))
-        rA[buffer, i, 0], rA[buffer, i, 1], rA[buffer, i, 2], rA[buffer, i, 3] = r
-    for j in range(0, FRAGMENTS_N, 2):
-        at = tB + swizzle(frag_row, j * 8 + frag_col)
-        r = ptx.ldmatrix_x4_trans(shared_address(shared, at))
-        # two fragments: B's rows become the columns that mma wants
-        rB[buffer, j, 0], rB[buffer, j, 1], rB[buffer, j + 1, 0], rB[buffer, j + 1, 1] = r
+def load_fragments(rA, rB, buffer, shared, at_a, at_b, part, i):
+    """Load fragments of 16 rows of A and 16 columns of B."""
+    r = ptx.ldmatrix_x4(shared_address(shared, at_a[part] + i * 16 * BLOCK_K))
+    rA[buffer, i, 0], rA[buffer, i, 1], rA[buffer, i, 2], rA[buffer, i, 3] = r
+    r = ptx.ldmatrix_x4_trans(shared_address(shared, at_b[i] + part * 16 * BLOCK_N))
+    # two fragments: B's rows become the columns that mma wants
+    j = 2 * i
+    rB[buffer, j, 0], rB[buffer, j, 1], rB[buffer, j + 1, 0], rB[buffer, j + 1, 1] = r
 
 
 @cache
-def matmul_tensor_core_kernel(dtype, ALIGNED):
+def matmul_tensor_core_kernel(dtype, ALIGNED, STAGES):
     mma, pack = (
         (ptx.mma_f16, ptx.pack_f16) if dtype == torch.float16 else (ptx.mma_bf16, ptx.pack_bf16)
     )
@@ -83,7 +79,7 @@ def matmul_tensor_core_kernel(dtype, ALIGNED):
 
     @cuda.jit(launch_bounds=THREADS)
     def kernel(A, B, C, M, N, K):
-        shared = cuda.shared.array(0, int16)
+        shared = cuda.shared.array(0, int16)  # [STAGES][STAGE]
 
         tid = cuda.threadIdx.x
         lane, warp = tid % 32, tid // 32
@@ -98,22 +94,31 @@ def matmul_tensor_core_kernel(dtype, ALIGNED):
         src_a = int64(m0 + row_a) * K + col_a
         src_b = int64(row_b) * N + n0 + col_b
         dst_a = row_a * BLOCK_K + swizzle(row_a, col_a)
-        dst_b = SB + row_b * BLOCK_N + swizzle(row_b, col_b)
-        rows_a, cols_b = M - m0 - row_a, N - n0 - col_b
+        dst_b = A_TILE + row_b * BLOCK_N + swizzle(row_b, col_b)
+        rows_a, cols_b = int32(M - m0 - row_a), int32(N - n0 - col_b)
 
         for ahead in range(STAGES - 1):
             k_left = K - int32(ahead * BLOCK_K)
             for part in range(PARTS):
-                load_a(part, shared, dst_a + ahead * A_TILE, A, src_a, rows_a, k_left - col_a, K)
-                load_b(part, shared, dst_b + ahead * B_TILE, B, src_b, k_left - row_b, cols_b, N)
+                load_a(part, shared, dst_a + ahead * STAGE, A, src_a, rows_a, k_left - col_a, K)
+                load_b(part, shared, dst_b + ahead * STAGE, B, src_b, k_left - row_b, cols_b, N)
             ptx.cp_async_commit()
             src_a += BLOCK_K
             src_b += int64(BLOCK_K) * N
+        # Of an ldmatrix, lane l gives the address of row l % 16, column 0 or 8. Where those of a
+        # tile are is computed once, for each 16 columns, and moved from stage to stage.
+        frag_row, frag_col = lane % 16, lane // 16 * 8
+        at_a, at_b = cuda.local.array(PARTS, int32), cuda.local.array(FRAGMENTS_M, int32)
+        for part in range(PARTS):
+            at_a[part] = (warp_m + frag_row) * BLOCK_K + swizzle(frag_row, part * 16 + frag_col)
+        for j in range(FRAGMENTS_M):
+            at_b[j] = A_TILE + frag_row * BLOCK_N + warp_n + swizzle(frag_row, j * 16 + frag_col)
         rA = cuda.local.array((2, FRAGMENTS_M, 4), int32)  # the fragments in use and the next
         rB = cuda.local.array((2, FRAGMENTS_N, 2), int32)
         cp_async_wait()
         cuda.syncthreads()  # stage 0 has arrived for all
-        load_fragments(rA, rB, 0, shared, warp_m, warp_n, 0, 0)
+        for i in range(FRAGMENTS_M):
+            load_fragments(rA, rB, 0, shared, at_a, at_b, 0, i)
 
         rC = cuda.local.array((FRAGMENTS_M, FRAGMENTS_N, 4), float32)
         for i in range(FRAGMENTS_M):
@@ -121,30 +126,35 @@ def matmul_tensor_core_kernel(dtype, ALIGNED):
                 for e in range(4):
                     rC[i, j, e] = float32(0)
         for step in range(steps):
-            ahead = (
-                step + STAGES - 1
-            )  # the step whose tiles are being loaded: beyond the last, zeros
-            stage, k_left = ahead % STAGES, K - ahead * BLOCK_K
+            ahead = step + STAGES - 1  # whose tiles are being loaded: beyond the last step, zeros
+            stage, k_left = uint32(ahead) % uint32(STAGES), K - ahead * BLOCK_K
+            cols_a, rows_b = int32(k_left - col_a), int32(k_left - row_b)
+            to_a, to_b = int32(dst_a + stage * STAGE), int32(dst_b + stage * STAGE)
             for part in range(PARTS):
                 buffer = part % 2
-                load_a(part, shared, dst_a + stage * A_TILE, A, src_a, rows_a, k_left - col_a, K)
-                load_b(part, shared, dst_b + stage * B_TILE, B, src_b, k_left - row_b, cols_b, N)
-                if part < PARTS - 1:
-                    k = part * 16 + 16
-                    load_fragments(rA, rB, buffer ^ 1, shared, warp_m, warp_n, step, k)
-                else:
+                load_a(part, shared, to_a, A, src_a, rows_a, cols_a, K)
+                load_b(part, shared, to_b, B, src_b, rows_b, cols_b, N)
+                if part == PARTS - 1:
                     ptx.cp_async_commit()
                     src_a += BLOCK_K
                     src_b += int64(BLOCK_K) * N
                     cp_async_wait()
                     cuda.syncthreads()  # the next stage has arrived for all, and all have left this
-                    load_fragments(rA, rB, buffer ^ 1, shared, warp_m, warp_n, step + 1, 0)
+                    last = uint32(step) % uint32(STAGES) == STAGES - 1
+                    stride = int32(-(STAGES - 1) * STAGE if last else STAGE)
+                    for j in range(PARTS):
+                        at_a[j] += stride
+                    for j in range(FRAGMENTS_M):
+                        at_b[j] += stride
                 for i in range(FRAGMENTS_M):
+                    load_fragments(rA, rB, buffer ^ 1, shared, at_a, at_b, (part + 1) % PARTS, i)
+                    a = (rA[buffer, i, 0], rA[buffer, i, 1], rA[buffer, i, 2], rA[buffer, i, 3])
                     for j in range(FRAGMENTS_N):
-                        a = (rA[buffer, i, 0], rA[buffer, i, 1], rA[buffer, i, 2], rA[buffer, i, 3])
-                        b = (rB[buffer, j, 0], rB[buffer, j, 1])
-                        c = mma(a, b, (rC[i, j, 0], rC[i, j, 1], rC[i, j, 2], rC[i, j, 3]))
-                        rC[i, j, 0], rC[i, j, 1], rC[i, j, 2], rC[i, j, 3] = c
+                        # to and fro: a row begins with the fragment of B that the last ended with
+                        n = j if i % 2 == 0 else FRAGMENTS_N - 1 - j
+                        b = (rB[buffer, n, 0], rB[buffer, n, 1])
+                        c = mma(a, b, (rC[i, n, 0], rC[i, n, 1], rC[i, n, 2], rC[i, n, 3]))
+                        rC[i, n, 0], rC[i, n, 1], rC[i, n, 2], rC[i, n, 3] = c
 
         # C leaves through shared memory, so that a warp stores whole rows of its part at a time.
         # Of a fragment, lane l holds columns l % 4 * 2 + {0, 1} of rows l // 4 and l // 4 + 8.
@@ -182,10 +192,10 @@ def matmul_tensor_core(a, b):
     c = torch.empty((M, N), dtype=a.dtype, device=a.device)
     if c.numel() > 0:
         ALIGNED = K % 8 == 0 and N % 8 == 0
-        kernel = matmul_tensor_core_kernel(a.dtype, ALIGNED)
+        stages = device.stages(MAX_STAGES, STAGE_BYTES)
+        kernel = matmul_tensor_core_kernel(a.dtype, ALIGNED, stages)
         A, B, C = (x.view(torch.int16).view(-1) for x in (a, b, c))  # the kernel moves bits
         grid = (-(-N // BLOCK_N), -(-M // BLOCK_M))
-        shared = STAGES * (BLOCK_M + BLOCK_N) * BLOCK_K * a.element_size()
         M, N, K = map(np.int32, (M, N, K))  # 64-bit loop counters would spill
-        launch(kernel, grid, (THREADS,), A, B, C, M, N, K, shared_bytes=shared)
+        launch(kernel, grid, (THREADS,), A, B, C, M, N, K, shared_bytes=stages * STAGE_BYTES)
     return c
