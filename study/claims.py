@@ -36,7 +36,9 @@ COLUMNS = {
     "agreement": [*KEY, "rule", "margin", "rms", "deterministic", "status", "error", "source_hash"],
     "timings": ratios.COLUMNS,
     "complexity": ["kernel", "backend", "scope", "helpers", "tokens", "source_hash"],
-    "samples": [*KEY, "cell", "process", "round", "device_us", "error", "source_hash"],
+    "samples": [
+        *(*KEY, "cell", "process", "round", "device_us", "sm_clock_mhz", "error", "source_hash")
+    ],
     "protocol": ["check", "cells", "found", "rate"],
     "radon": ["kernel", "backend", "source_hash"],
     "codegen": [*KEY, "sizes", "arch", "variant", "registers", "error", "source_hash"],
@@ -226,6 +228,17 @@ class Data:
     def _rounds(self, row: pd.Series) -> pd.DataFrame:
         return self._by_source.get(tuple(row[[*KEY, "source_hash"]]), self.samples.iloc[:0])
 
+    def clock(self, kernel: str, backend: str, dtype=None, size=None) -> Estimate:
+        """The clock in its rounds over the highest: the median, 20 to 80 % of the rounds."""
+        row = self.cell(kernel, backend, dtype, size)
+        highest = self.environment.get("gpu", {}).get("sm_clock_max_mhz")
+        if row is None or highest is None:
+            return Estimate()
+        rounds = self._rounds(row)
+        share = rounds.sm_clock_mhz[rounds.device_us.notna()] / highest
+        low, median, high = share.quantile([0.2, 0.5, 0.8])
+        return Estimate(median, low, high, "%")
+
     def margin(self, kernel: str, backend: str) -> Estimate:
         """The largest error over its bound, of all dtypes and sizes; at most 1 where all agree."""
         a = self.agreement
@@ -400,6 +413,7 @@ class Prose:
             "speed",
             "of_limit",
             "ratio",
+            "clock",
             "margin",
             "count",
             "tokens",

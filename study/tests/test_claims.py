@@ -106,6 +106,7 @@ def test_made_up_data_is_found_again(folder):
     assert data.tokens("vector_add", "cupy", to="triton").value == 560 / 220
     assert data.margin("vector_add", "numba").value == 0
     assert data.ceiling("matmul_tensor_core") == "matmul"
+    assert data.clock("matmul_tensor_core", "triton").value == 0.75
     assert data.speed("matmul_tensor_core", "triton").endswith(" TFLOP/s")
 
 
