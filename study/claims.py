@@ -181,7 +181,15 @@ class Data:
 
     def cell(self, kernel: str, backend: str, dtype: str | None = None, size: str | None = None):
         """The row of timings.csv (a Series), by default at the headline dtype and size, or None."""
-        return _row(self.timings, kernel, backend, dtype, size)
+        return self._timed.get(_key(kernel, backend, dtype, size))
+
+    @cached_property
+    def _timed(self) -> dict[tuple, pd.Series]:
+        return _by_cell(self.timings)
+
+    @cached_property
+    def _counted(self) -> dict[tuple, pd.Series]:
+        return _by_cell(self.counters)
 
     def _estimate(self, column: str, style: str, *cell) -> Estimate:
         row = self.cell(*cell)
@@ -275,7 +283,7 @@ class Data:
 
     def counter(self, kernel: str, backend: str, what: str, dtype=None, size=None) -> Estimate:
         """A column of counters.csv: what the hardware counted of one call on cold caches."""
-        style, row = counters.FIGURES[what], _row(self.counters, kernel, backend, dtype, size)
+        style, row = counters.FIGURES[what], self._counted.get(_key(kernel, backend, dtype, size))
         if row is None:
             return Estimate()
         note = "failed" if isinstance(row.error, str) and row.error else ""
@@ -329,12 +337,14 @@ def _stale(table: pd.DataFrame) -> list[tuple[str, str, str]]:
     return found
 
 
-def _row(table: pd.DataFrame, kernel: str, backend: str, dtype: str | None, size: str | None):
-    """The last row of a cell, by default at the headline dtype and size, or None."""
-    dtype, size = dtype or headline(kernel)[0], size or headline(kernel)[1]
-    at = (table.kernel == kernel) & (table.backend == backend)
-    rows = table[at & (table.dtype == dtype) & (table["size"] == size)]
-    return None if rows.empty else rows.iloc[-1]
+def _by_cell(table: pd.DataFrame) -> dict[tuple, pd.Series]:
+    """The last row of each cell."""
+    return {tuple(row[KEY]): row for _, row in table.iterrows()}
+
+
+def _key(kernel: str, backend: str, dtype: str | None, size: str | None) -> tuple:
+    """A cell, by default at the headline dtype and size."""
+    return kernel, backend, dtype or headline(kernel)[0], size or headline(kernel)[1]
 
 
 def headline(kernel: str) -> tuple[str, str]:
