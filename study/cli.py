@@ -25,7 +25,7 @@ DATA = Path("data")
 def list_(kernels: Kernels = None, backends: Backends = None, phase: Phase = None):
     """Show every kernel: day, formula, dtypes, and which backends can run it here (or why not)."""
     from study import listing
-    from study.cells import select
+    from study.bench.cells import select
 
     listing.show(select(kernels, backends, phase))
 
@@ -48,8 +48,8 @@ def verify(
     Without a GPU the kernels run on the CPU tier and nothing is saved; with one, the result is
     kept in data/<machine>/agreement.csv. Exit code 1 if any cell disagrees or fails.
     """
-    from study import verify as module
-    from study.cells import select
+    from study.agree import verify as module
+    from study.bench.cells import select
 
     selection = select(kernels, backends, phase)
     if sanitize and not module.sanitize(selection):
@@ -69,8 +69,8 @@ def mutants(
     survivor means that a check or a size is missing: add it, or, if the fault changes no result,
     say why in study/equivalent_mutants.csv. Exit code 1 if a mutant survives.
     """
-    from study import mutants as module
-    from study.cells import select
+    from study.agree import mutants as module
+    from study.bench.cells import select
 
     if not module.run(select(kernels, backends, phase), data=data):
         raise typer.Exit(1)
@@ -91,8 +91,8 @@ def measure(
     Raw samples go to data/<machine>/samples.parquet as each cell ends; timings.csv is derived from
     them. An interrupted run resumes where it was: run the command again.
     """
-    from study import measure as module
-    from study.cells import select
+    from study.bench.cells import select
+    from study.speed import measure as module
 
     selection = select(kernels, backends, phase)
     if not module.run(selection, processes=processes, rounds=rounds, fresh=fresh, data=data):
@@ -109,8 +109,8 @@ def counters(
     request, hits in the L2, occupancy; of the headline sizes, on cold caches. Exit code 1 if a
     kernel fails.
     """
-    from study import counters as module
-    from study.cells import select
+    from study.bench.cells import select
+    from study.speed import counters as module
 
     if not module.run(select(kernels, backends, phase), data=data):
         raise typer.Exit(1)
@@ -126,8 +126,8 @@ def stability(
     finite rows and the error at each scale of the inputs, and the largest input that comes out
     right, go to data/<machine>/stability.csv. Exit code 1 if a kernel fails.
     """
-    from study import stability as module
-    from study.cells import select
+    from study.agree import stability as module
+    from study.bench.cells import select
 
     if not module.run(select(kernels, backends, phase), data=data):
         raise typer.Exit(1)
@@ -144,8 +144,8 @@ def inspect(
     and store, barriers. They often say why one backend is faster. Exit code 1 if a kernel does not
     compile.
     """
-    from study import codegen as module
-    from study.cells import select
+    from study.bench.cells import select
+    from study.code import codegen as module
 
     if not module.run(select(kernels, backends, phase), data=data):
         raise typer.Exit(1)
@@ -156,8 +156,8 @@ def complexity(
     kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA
 ):
     """Count size and structure of each implementation into data/complexity.csv. Needs no GPU."""
-    from study import complexity as module
-    from study.cells import select
+    from study.bench.cells import select
+    from study.code import complexity as module
 
     module.run(select(kernels, backends, phase), data=data)
 
@@ -170,7 +170,7 @@ def report(
     ] = Path("report"),
 ):
     """Build the report from data/ and report/text/, testing every claim it makes on the way."""
-    from study import report as module
+    from study.report.build import build as module
 
     if not module.run(data=data, out=out):
         raise typer.Exit(1)
@@ -193,8 +193,8 @@ def compare(
     two backends, one over the other, at the headline size of each kernel; --kernels, --backends and
     --phase narrow these down. Nothing is measured: `study measure` does that.
     """
-    from study import compare as module
-    from study.cells import select
+    from study.bench.cells import select
+    from study.report.build import compare as module
 
     module.run(select(kernels, backends, phase), machine, data=data, out=out)
 
@@ -205,7 +205,7 @@ def status(
 ):
     """List the cells that are missing, or stale as their source changed. Exit code 1 if any is."""
     from study import status as module
-    from study.cells import select
+    from study.bench.cells import select
 
     if not module.run(select(kernels, backends, phase), data=data):
         raise typer.Exit(1)

@@ -4,8 +4,8 @@ from rich.table import Column, Table
 
 from implementations.common import registry
 from implementations.common.check import dtype_name
-from study.cells import Selection
-from study.progress import console
+from study.bench.cells import Selection
+from study.bench.progress import console
 
 
 def show(selection: Selection) -> None:

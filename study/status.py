@@ -8,12 +8,14 @@ import pandas as pd
 from rich.table import Table
 
 from implementations.common import registry
-from study import counters, stability, store
-from study.cells import Cell, Selection
-from study.measure import groups
-from study.progress import console
-from study.ratios import KEY
-from study.sources import source_hash
+from study.agree import stability
+from study.bench import store
+from study.bench.cells import Cell, Selection
+from study.bench.fingerprint import fingerprint
+from study.bench.progress import console
+from study.speed import counters
+from study.speed.measure import groups
+from study.speed.ratios import KEY
 
 MEASURED = ("agreement", "timings")  # the tables of a machine
 
@@ -56,7 +58,7 @@ def compare(cells: list[Cell], found: pd.DataFrame) -> tuple[int, int, int]:
     present = {tuple(key): text for *key, text in found.itertuples(index=False)}
     hashes = [present.get((c.kernel, c.backend, c.dtype, c.size)) for c in cells]
     missing = hashes.count(None)
-    current = hashes.count(source_hash(kernel, backend))
+    current = hashes.count(fingerprint(kernel, backend))
     return len(cells), missing, len(cells) - missing - current
 
 

@@ -1,44 +1,48 @@
-"""What hosts ask of the device that their kernels run on."""
+"""What hosts ask of the GPU that their kernels run on."""
 
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 
-from implementations import DEVICE
-from implementations.common import offline
 
-ON_CPU = 2  # multiprocessors of the CPU tier, with one program each: so few that a small grid loops
+@dataclass(frozen=True)
+class Properties:
+    """A GPU. shared_bytes: the most shared memory that a block can have."""
+
+    capability: tuple[int, int]
+    multiprocessors: int
+    shared_bytes: int
+
+    def programs(self, per_multiprocessor: int) -> int:
+        """How many programs make a grid that grows with the GPU and not with the data."""
+        return per_multiprocessor * self.multiprocessors
+
+    def clusters(self) -> bool:
+        """Whether blocks can run in clusters: from compute capability 9.0 on."""
+        return self.capability >= (9, 0)
+
+    def stages(self, most: int, stage_bytes: int) -> int:
+        """How many stages of a pipeline to keep in shared memory: `most`, or as many as fit."""
+        return min(most, self.shared_bytes // stage_bytes)
+
+
+def properties(device: torch.device | None = None) -> Properties:
+    """Of the GPU that a tensor's `device` names; None: of the current one."""
+    return describe(device)
+
+
+# --- on a GPU; a tier without one takes the place of `describe` -----------------------------------
 
 
 @cache
-def programs(per_multiprocessor: int) -> int:
-    """How many programs make a grid that grows with the GPU and not with the data."""
-    if DEVICE == "cpu":
-        return ON_CPU
-    if DEVICE == "compile":
-        return per_multiprocessor * offline.TARGET.multiprocessors
-    return per_multiprocessor * torch.cuda.get_device_properties().multi_processor_count
+def _described(index: int) -> Properties:
+    found = torch.cuda.get_device_properties(index)
+    shared_bytes = found.shared_memory_per_block_optin
+    return Properties((found.major, found.minor), found.multi_processor_count, shared_bytes)
 
 
-def capability() -> tuple[int, int]:
-    """The compute capability of the GPU, or of that which is compiled for."""
-    return torch.cuda.get_device_capability() if DEVICE == "cuda" else offline.TARGET.capability
-
-
-@cache
-def clusters() -> bool:
-    """Whether blocks can run in clusters: from compute capability 9.0 on, and on the CPU tier."""
-    return DEVICE == "cpu" or capability() >= (9, 0)
-
-
-@cache
-def shared_bytes() -> int:
-    """The most shared memory that a block can have."""
-    if DEVICE == "cuda":
-        return torch.cuda.get_device_properties().shared_memory_per_block_optin
-    return offline.TARGET.block_shared_bytes
-
-
-def stages(most: int, stage_bytes: int) -> int:
-    """How many stages of a pipeline to keep in shared memory: `most`, or as many as fit."""
-    return min(most, shared_bytes() // stage_bytes)
+def describe(device: torch.device | None) -> Properties:
+    """What the driver says of a GPU."""
+    index = device.index if device else None
+    return _described(torch.cuda.current_device() if index is None else index)

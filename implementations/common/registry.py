@@ -1,6 +1,6 @@
 """Finds the kernels on the disk and loads their backends.
 
-`kernels()`, `spec(kernel)`, `load(kernel, backend)` and `sources(kernel, backend)` are all that the
+`kernels()`, `spec(kernel)`, `load(kernel, backend)` and `files(kernel, backend)` are all that the
 study knows. A kernel is a folder `phase*/day*/` with `<kernel>.py`; a backend is a row of
 `BACKENDS` and a file `<kernel>_<backend>.py` in each such folder. Folders are looked for under
 every entry of `implementations.__path__`.
@@ -9,8 +9,8 @@ every entry of `implementations.__path__`.
 import importlib
 import inspect
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +20,7 @@ from implementations import DEVICE
 from implementations.common import device
 from implementations.common.spec import KernelSpec
 
-COMMON = Path(__file__).parent
+HEADERS = Path(__file__).parents[1] / "instructions"  # what a `.cu` may include
 
 
 class Unavailable(RuntimeError):
@@ -30,29 +30,23 @@ class Unavailable(RuntimeError):
 @dataclass(frozen=True)
 class Backend:
     """title: as the report calls it. packages: what its files import.
-    cpu, offline: the modules of `common/` that make it run without a GPU, and compile without a
-        driver, by `install()`.
-    shared: files of `common/` whose text its kernels run through (part of their source hash).
+    stand_ins: by tier without a GPU, the module that makes it run there.
     capability: the least CUDA compute capability; a kernel's file may ask for more by `CAPABILITY`.
     """
 
     title: str
     packages: tuple[str, ...]
-    cpu: str | None = None
-    offline: str | None = None
-    shared: tuple[str, ...] = ()
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
     capability: tuple[int, int] = (8, 0)
 
 
 BACKENDS = {
-    "triton": Backend("Triton", ("triton",), "cpu.triton_interpreter", "offline.triton_compiler"),
-    "cupy": Backend("CUDA C++", ("cupy", "cuda.core"), "cpu.cuda_cpp", shared=("cuda_cpp.py",)),
+    "triton": Backend(
+        "Triton", ("triton",), {"cpu": "triton_interpreter", "compile": "triton_compiler"}
+    ),
+    "cupy": Backend("CUDA C++", ("cupy", "cuda.core"), {"cpu": "cuda_cpp", "compile": "cuda_cpp"}),
     "numba": Backend(
-        "Numba",
-        ("numba", "numba.cuda"),
-        "cpu.numba_fibers",
-        "offline.numba_compiler",
-        ("numba_cuda.py",),
+        "Numba", ("numba", "numba.cuda"), {"cpu": "numba_fibers", "compile": "numba_compiler"}
     ),
 }
 
@@ -102,15 +96,16 @@ def spec(kernel: str) -> KernelSpec:
 def missing(backend: str) -> str | None:
     """Why a backend cannot run on this machine, or None if it can; without a GPU it then will."""
     row = BACKENDS[backend]
-    if stand_in := {"cpu": row.cpu, "compile": row.offline}.get(DEVICE):
-        try:
-            importlib.import_module(f"implementations.common.{stand_in}").install()
-        except ModuleNotFoundError as error:
-            return f"package {error.name} is not installed"
-        except RuntimeError as error:
-            return str(error)
-        return None
-    return absent(backend) or (_lacks(row.capability) if DEVICE == "cuda" else None)
+    if DEVICE == "cuda":
+        return absent(backend) or _lacks(row.capability)
+    try:
+        tier = importlib.import_module(f"implementations.tiers.{DEVICE}")
+        tier.install(row.stand_ins.get(DEVICE))
+    except ModuleNotFoundError as error:
+        return f"package {error.name} is not installed"
+    except RuntimeError as error:
+        return str(error)
+    return absent(backend) if DEVICE not in row.stand_ins else None
 
 
 def absent(backend: str) -> str | None:
@@ -126,7 +121,7 @@ def absent(backend: str) -> str | None:
 
 
 def _lacks(capability: tuple[int, int]) -> str | None:
-    have = device.capability()
+    have = device.properties().capability
     if have >= capability:
         return None
     return "needs compute capability {}.{}, this is {}.{}".format(*capability, *have)
@@ -141,7 +136,8 @@ def load(kernel: str, backend: str) -> Callable:
     if reason := missing(backend):
         raise Unavailable(f"{backend}: {reason}")
     module = _module(kernel, f"_{backend}")
-    if DEVICE != "cpu" and (reason := _lacks(getattr(module, "CAPABILITY", (8, 0)))):
+    needed = getattr(module, "CAPABILITY", None)
+    if needed and (reason := _lacks(needed)):
         raise Unavailable(f"{kernel} in {backend}: {reason}")
     host = getattr(module, kernel)
     ours, theirs = inspect.signature(host), inspect.signature(spec(kernel).reference)
@@ -152,17 +148,8 @@ def load(kernel: str, backend: str) -> Callable:
     return host
 
 
-def sources(kernel: str, backend: str) -> tuple[Path, ...]:
-    """The files that make up one implementation: its own, and those of `common/` that it uses."""
-    folder = folders()[kernel]
-    own = [p for p in (folder / f"{kernel}_{backend}.py",) if p.exists()]
-    if backend == "cupy" and (cu := folder / f"{kernel}.cu").exists():
-        own.append(cu)
-    helpers = re.compile(
-        r'#include "(\w+\.cuh)"|from implementations\.common\.(numba_(?:ptx|cluster)) import'
-    )
-    shared = set(BACKENDS[backend].shared)
-    for path in own:
-        for header, module in helpers.findall(path.read_text()):
-            shared.add(header or f"{module}.py")
-    return (*own, *(COMMON / name for name in sorted(shared)))
+def files(kernel: str, backend: str) -> tuple[Path, ...]:
+    """The files of one implementation: the host's, and in CUDA C++ the kernels'."""
+    names = (f"{kernel}_{backend}.py", *((f"{kernel}.cu",) if backend == "cupy" else ()))
+    paths = (folders()[kernel] / name for name in names)
+    return tuple(path for path in paths if path.exists())

@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 
 import torch
 
-Size = Mapping[str, int]  # the named dimensions of one problem, e.g. {"M": 4096, "N": 8192}
+from implementations.common.rules import Rule
+
+# The named dimensions of one problem, e.g. {"M": 4096, "N": 8192}, and the flags and scalars that
+# belong to it, e.g. {"N": 4096, "causal": True, "p": 0.1}: all are passed to `make_inputs` and
+# `work` by name, and stand as text in data/ as "N=4096,causal=True,p=0.1".
+Size = Mapping[str, int | bool | float]
 
 
 @dataclass(frozen=True)
@@ -37,33 +41,6 @@ class Work:
         )
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How an output y is judged against the float64 oracle ŷ of the same rounded inputs.
-
-    rule, with u the unit roundoff of the output's dtype, u_a = 2⁻²⁴ that of the fp32 accumulator,
-    and r = u·max(|ŷ|, smallest normal number) the rounding of the result, subnormals included:
-        exact        bit-equal to ŷ rounded to the output's dtype
-        unary        |y - ŷ| ≤ ulp units in the last place of ŷ
-        reduction    |y - ŷ| ≤ 8·√terms·u_a·Σ|x| + r
-        contraction  |y - ŷ| ≤ 8·√terms·u_a·(|A||B|) + r
-        composite    row by row, |y - ŷ| ≤ 2·max e + 8·u_a·max|ŷ| + r, and the relative rms error at
-                     most twice torch's plus 2·u; e is the error beyond r of torch in the same dtype
-                     (r itself, at a row's largest element, would hide its small ones)
-    8·√terms: roundings go up as often as down (Higham and Mary, SIAM J. Sci. Comput. 41, 2019).
-    Tensor cores truncate instead, on Hopper by at most 2·u_a·Σ|x| for every 16 terms: within the
-    bound up to 4096 terms even if each took the most.
-    terms: the name of the size's dimension that is summed over (reduction, contraction).
-    ulp: the documented accuracy (unary).
-    """
-
-    rule: str
-    terms: str | None = None
-    ulp: int = 4
-
-
-EXACT = Agreement("exact")
-COMPOSITE = Agreement("composite")
 SCALES = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)  # of a softmax's inputs
 
 
@@ -77,7 +54,9 @@ class KernelSpec:
     work: `(dtype, **size)` → Work.
     check_sizes: small and ragged, together reaching every branch of all backends.
     bench_sizes: what is timed in the first dtype. headline: the one the report's first table shows.
-    dtypes: input dtypes. agreement: the rule and its parameters.
+    dtypes: input dtypes. agreement: the rule of its output, or one for each output.
+    magnitude: the same parameters → what errors are measured by, an output each, where the
+        reference of the inputs' magnitudes is no bound.
     baselines: what a user would call instead, by name, the main one first.
     other_sizes: what is timed in the other dtypes; the headline only, unless stated.
     huge_sizes: of more than 2³¹ elements, checked on a GPU in the last dtype.
@@ -90,6 +69,7 @@ class KernelSpec:
         stores" (128 bits a thread) and "tensor cores".
     sources: papers and pages the kernel follows.
     scales: what its inputs are multiplied by in the stability study.
+    ladder: the figure that it is a rung of, "" for none; rungs are in the order of the days.
     """
 
     name: str
@@ -102,8 +82,9 @@ class KernelSpec:
     bench_sizes: tuple[Size, ...]
     headline: Size
     dtypes: tuple[torch.dtype, ...]
-    agreement: Agreement
+    agreement: Rule | tuple[Rule, ...]
     baselines: Mapping[str, Callable]
+    magnitude: Callable | None = None
     other_sizes: tuple[Size, ...] = ()
     huge_sizes: tuple[Size, ...] = ()
     traffic: Callable[..., int] | None = None
@@ -112,6 +93,7 @@ class KernelSpec:
     machine_code: tuple[str, ...] = ("wide loads", "wide stores")
     sources: tuple[str, ...] = ()
     scales: tuple[float, ...] = ()
+    ladder: str = ""
 
     def __post_init__(self):
         if self.headline not in self.bench_sizes:
@@ -120,45 +102,6 @@ class KernelSpec:
     def timed_sizes(self, dtype: torch.dtype) -> tuple[Size, ...]:
         """The sizes that are timed in one of `dtypes`."""
         return self.bench_sizes if dtype == self.dtypes[0] else self.other_sizes or (self.headline,)
-
-
-def compiled(function: Callable) -> Callable:
-    """`torch.compile(function)`, built at the first call: importing a spec stays cheap."""
-
-    @cache
-    def build():
-        torch._dynamo.config.recompile_limit = 1000  # beyond it a new size would not be compiled
-        return torch.compile(function, dynamic=False)
-
-    def call(*args):
-        return build()(*args)
-
-    return call
-
-
-def by_cupy(name: str, **options) -> Callable:
-    """CuPy's own function `name` of torch tensors: in torch's memory, on its current stream.
-
-    Raises Unavailable for bfloat16, which CuPy lacks.
-    """
-
-    def call(*args):
-        import cupy
-
-        from implementations.common.registry import Unavailable
-
-        if any(x.dtype == torch.bfloat16 for x in args):
-            raise Unavailable("CuPy has no bfloat16")
-        memory = cupy.cuda.PythonFunctionAllocator(
-            torch.cuda.caching_allocator_alloc,
-            lambda pointer, device: torch.cuda.caching_allocator_delete(pointer),
-        )
-        stream = cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
-        with stream, cupy.cuda.using_allocator(memory.malloc):
-            arrays = (cupy.asarray(x) for x in args)
-            return torch.as_tensor(getattr(cupy, name)(*arrays, **options), device="cuda")
-
-    return call
 
 
 def generator(device: str | torch.device, seed: int) -> torch.Generator:

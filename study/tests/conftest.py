@@ -14,7 +14,8 @@ SPEC = '''
 
 import torch
 
-from implementations.common.spec import EXACT, KernelSpec, Work, generator
+from implementations.common.rules import Exact
+from implementations.common.spec import KernelSpec, Work, generator
 
 
 def double_it(x):
@@ -37,7 +38,7 @@ SPEC = KernelSpec(
     bench_sizes=({"N": 1024},),
     headline={"N": 1024},
     dtypes=(torch.float32,),
-    agreement=EXACT,
+    agreement=Exact(),
     baselines={},
 )
 '''

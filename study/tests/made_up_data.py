@@ -12,14 +12,14 @@ import torch
 
 from implementations.common import registry
 from implementations.common.check import dtype_name
-from study import store
-from study.cells import size_text
-from study.claims import PUBLISHED, headline
-from study.codegen import CLASSES
-from study.measure import reference, work
-from study.ratios import KEY, SLOWER, TWICE, derive, protocol
-from study.sources import source_hash
-from study.stability import cells
+from study.agree.stability import cells
+from study.bench import store
+from study.bench.cells import size_text
+from study.bench.fingerprint import fingerprint
+from study.code.codegen import CLASSES
+from study.report.claims import PUBLISHED, headline
+from study.speed.measure import reference, work
+from study.speed.ratios import KEY, SLOWER, TWICE, derive, protocol
 
 REACHED = {"triton": 0.995, "cupy": 0.985, "numba": 0.975, "torch": 0.61}  # of the limit
 MATMUL = {"triton": 0.95, "cupy": 0.62, "numba": 0.6, "cublas": 1.0}
@@ -71,7 +71,7 @@ def samples(failed: Mapping[tuple[str, str], str]) -> pd.DataFrame:
                     if backend in ("cupy", "numba") and not memory and not capped:
                         reached *= 1.1
                     us = slow * best / reached + FLOOR_US
-                    source = source_hash(kernel, backend)
+                    source = fingerprint(kernel, backend)
                     entry(cell, (kernel, backend, name, size_text(size)), us, source, clock)
                     if backend == "triton" and size == spec.headline:
                         for end, factor in ((TWICE, 1), (SLOWER, 1.05)):
@@ -108,15 +108,15 @@ def agreement() -> pd.DataFrame:
             backend=backend,
             dtype=dtype_name(dtype),
             size=size_text(size),
-            rule=registry.spec(kernel).agreement.rule,
+            rule=registry.spec(kernel).agreement.name,
             margin=0.0
-            if registry.spec(kernel).agreement.rule == "exact"
+            if registry.spec(kernel).agreement.name == "exact"
             else rng.uniform(0.02, 0.4),
             rms=1e-4,
             deterministic=True,
             status="agrees",
             error="",
-            source_hash=source_hash(kernel, backend),
+            source_hash=fingerprint(kernel, backend),
         )
         for kernel in registry.kernels()
         for backend in registry.BACKENDS
@@ -144,7 +144,7 @@ def complexity() -> pd.DataFrame:
             halstead_volume=1306.4,
             decisions=3,
             guards=2,
-            source_hash=source_hash(kernel, backend),
+            source_hash=fingerprint(kernel, backend),
         )
         for i, kernel in enumerate(registry.kernels())
         for backend in registry.BACKENDS
@@ -163,7 +163,7 @@ def radon() -> pd.DataFrame:
             radon_cc=0 if backend == "cupy" else 2,
             radon_mi=100.0 if backend == "cupy" else 71.25,
             tokens=TOKENS.get(backend, 300),
-            source_hash=source_hash(kernel, backend),
+            source_hash=fingerprint(kernel, backend),
         )
         for kernel in registry.kernels()
         for backend in registry.BACKENDS
@@ -184,7 +184,7 @@ def codegen() -> pd.DataFrame:
             registers=32,
             occupancy=0.75,
             error="",
-            source_hash=source_hash(kernel, backend),
+            source_hash=fingerprint(kernel, backend),
         )
         | dict.fromkeys(CLASSES, 3)
         for kernel in registry.kernels()
@@ -205,7 +205,7 @@ def stability() -> pd.DataFrame:
                     | dict(scale=scale, finite=finite)
                     | dict(relative_error=info.eps / 2 if finite else math.nan)
                     | dict(largest=88.5 if naive else info.max, error="")
-                    | dict(source_hash=source_hash(kernel, cell.backend))
+                    | dict(source_hash=fingerprint(kernel, cell.backend))
                 )
     return pd.DataFrame(rows)
 

@@ -1,6 +1,6 @@
 // A thread stores PACKS packs of 16 bytes, a block's width apart, so that neighbours in a warp
 // store neighbouring packs.
-#include "ptx.cuh"
+#include "access.cuh"
 
 template <typename T, int PACKS>
 __global__ void fill_kernel(T* __restrict__ out, long long N, float value) {

@@ -5,7 +5,8 @@ import math
 import torch
 
 from implementations.common.check import check_number, check_tensor
-from implementations.common.spec import EXACT, KernelSpec, Work, generator
+from implementations.common.rules import Exact
+from implementations.common.spec import KernelSpec, Work, generator
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -52,7 +53,7 @@ SPEC = KernelSpec(
     headline={"N": 2**28},
     huge_sizes=({"N": 2**31 + 4099},),
     dtypes=DTYPES,
-    agreement=EXACT,
+    agreement=Exact(),
     baselines={"torch": torch.full_like},
     refused={
         "bool value": lambda like, value: (like, True),

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.common.cuda_cpp import CudaSource
 from implementations.phase1_foundations.day01_hello_triton.fill import check
 
 BLOCK = 256
@@ -21,6 +20,6 @@ def fill(like, value):
     if N > 0:
         VEC = 16 // like.element_size()
         grid = (-(-N // (BLOCK * PACKS * VEC)),)
-        name = f"fill_kernel<{C_TYPE[like.dtype]}, {PACKS}>"
-        SOURCE.launch(name, grid, (BLOCK,), out, np.int64(N), value)
+        template = dict(T=like.dtype, PACKS=PACKS)
+        SOURCE.launch("fill_kernel", grid, (BLOCK,), out, N, value, **template)
     return out

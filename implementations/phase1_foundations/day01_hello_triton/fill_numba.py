@@ -7,7 +7,7 @@ import torch
 from numba import cuda, float32
 
 from implementations.common.numba_cuda import launch
-from implementations.common.numba_ptx import store, store_pack
+from implementations.instructions.access import store, store_pack
 from implementations.phase1_foundations.day01_hello_triton.fill import check
 
 BLOCK = 256

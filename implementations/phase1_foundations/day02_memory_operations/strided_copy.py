@@ -3,7 +3,8 @@
 import torch
 
 from implementations.common.check import check_tensor
-from implementations.common.spec import EXACT, KernelSpec, Work, generator
+from implementations.common.rules import Exact
+from implementations.common.spec import KernelSpec, Work, generator
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FETCH = 64  # bytes: two sectors, the least that an H100 reads from memory at once
@@ -77,7 +78,7 @@ SPEC = KernelSpec(
     headline=size(0, 1, 2**26),
     huge_sizes=(size(3, 2**20 + 1, 2051),),  # i and step are small, their product is not
     dtypes=DTYPES,
-    agreement=EXACT,
+    agreement=Exact(),
     baselines={"torch": strided_copy},
     refused={
         "negative start": lambda x, start, step, n: (x, -1, step, n),

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.common.cuda_cpp import CudaSource
 from implementations.phase1_foundations.day02_memory_operations.strided_copy import check
 
 BLOCK = 256
@@ -19,6 +18,6 @@ def strided_copy(x, start, step, n):
     out = torch.empty(n, dtype=x.dtype, device=x.device)
     if n > 0:
         grid = (-(-n // (BLOCK * PER_THREAD)),)
-        name = f"strided_copy_kernel<{C_TYPE[x.dtype]}, {PER_THREAD}>"
-        SOURCE.launch(name, grid, (BLOCK,), x, out, np.int64(start), np.int64(step), np.int64(n))
+        template = dict(T=x.dtype, PER_THREAD=PER_THREAD)
+        SOURCE.launch("strided_copy_kernel", grid, (BLOCK,), x, out, start, step, n, **template)
     return out

@@ -1,6 +1,6 @@
 // A thread owns one pack of the output. It fetches the elements one by one: what goes into a pack
 // may lie in x at any address, and beyond either end.
-#include "ptx.cuh"
+#include "access.cuh"
 
 template <typename T>
 __global__ void shift_kernel(const T* __restrict__ x, T* __restrict__ out, long long N,

@@ -3,7 +3,8 @@
 import torch
 
 from implementations.common.check import check_number, check_tensor
-from implementations.common.spec import EXACT, KernelSpec, Work, generator
+from implementations.common.rules import Exact
+from implementations.common.spec import KernelSpec, Work, generator
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -68,7 +69,7 @@ SPEC = KernelSpec(
     headline={"N": 2**28, "offset": 3},
     huge_sizes=({"N": 2**31 + 4099, "offset": -7},),
     dtypes=DTYPES,
-    agreement=EXACT,
+    agreement=Exact(),
     baselines={"torch": rolled},
     refused={
         "float offset": lambda x, offset, fill_value: (x, float(offset), fill_value),

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.common.cuda_cpp import CudaSource
 from implementations.phase1_foundations.day03_masking.shift import check
 
 BLOCK = 256
@@ -20,6 +19,6 @@ def shift(x, offset, fill_value):
     if N > 0:
         VEC = 16 // x.element_size()
         grid = (-(-N // (BLOCK * VEC)),)
-        name = f"shift_kernel<{C_TYPE[x.dtype]}>"
-        SOURCE.launch(name, grid, (BLOCK,), x, out, np.int64(N), np.int64(offset), fill_value)
+        template = dict(T=x.dtype)
+        SOURCE.launch("shift_kernel", grid, (BLOCK,), x, out, N, offset, fill_value, **template)
     return out

@@ -1,6 +1,6 @@
 // A block of threads takes every gridDim-th BLOCK of elements, a thread PACKS packs of 16 bytes of
 // each: every access is 128 bits wide and coalesced.
-#include "ptx.cuh"
+#include "access.cuh"
 
 template <typename T, int THREADS, int PACKS>
 __global__ void __launch_bounds__(THREADS)

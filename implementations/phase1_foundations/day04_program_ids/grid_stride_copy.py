@@ -3,7 +3,8 @@
 import torch
 
 from implementations.common.check import check_tensor
-from implementations.common.spec import EXACT, KernelSpec, Work, generator
+from implementations.common.rules import Exact
+from implementations.common.spec import KernelSpec, Work, generator
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -41,7 +42,7 @@ SPEC = KernelSpec(
     bench_sizes=tuple({"N": 4**e} for e in range(4, 16)),  # 1 KB to 4 GB of float32
     headline={"N": 2**28},
     dtypes=DTYPES,
-    agreement=EXACT,
+    agreement=Exact(),
     # not clone: that is no kernel but a copy by the driver, which is slower in a graph than alone
     baselines={"torch": lambda x: x * 1},
     huge_sizes=({"N": 2**31 + 4099},),

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from implementations.common.cuda_cpp import C_TYPE, CudaSource
-from implementations.common.device import programs
+from implementations.common.cuda_cpp import CudaSource
+from implementations.common.device import properties
 from implementations.phase1_foundations.day04_program_ids.grid_stride_copy import check
 
 THREADS = 256
@@ -22,7 +21,7 @@ def grid_stride_copy(x):
     out = torch.empty_like(x)
     if N > 0:
         BLOCK = THREADS * PACKS * 16 // x.element_size()
-        grid = (min(-(-N // BLOCK), programs(PROGRAMS_PER_SM)),)
-        name = f"grid_stride_copy_kernel<{C_TYPE[x.dtype]}, {THREADS}, {PACKS}>"
-        SOURCE.launch(name, grid, (THREADS,), x, out, np.int64(N))
+        grid = (min(-(-N // BLOCK), properties(x.device).programs(PROGRAMS_PER_SM)),)
+        template = dict(T=x.dtype, THREADS=THREADS, PACKS=PACKS)
+        SOURCE.launch("grid_stride_copy_kernel", grid, (THREADS,), x, out, N, **template)
     return out

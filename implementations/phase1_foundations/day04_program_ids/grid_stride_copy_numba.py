@@ -5,9 +5,9 @@ from functools import cache
 import torch
 from numba import cuda, int32, int64
 
-from implementations.common.device import programs
+from implementations.common.device import properties
 from implementations.common.numba_cuda import launch
-from implementations.common.numba_ptx import global_address, load_global_16, store_global_16
+from implementations.instructions.access import global_address, load_global_16, store_global_16
 from implementations.phase1_foundations.day04_program_ids.grid_stride_copy import check
 
 THREADS = 256
@@ -50,6 +50,8 @@ def grid_stride_copy(x):
     out = torch.empty_like(x)
     if N > 0:
         VEC = 16 // x.element_size()
-        grid = (min(-(-N // (THREADS * PACKS * VEC)), programs(PROGRAMS_PER_SM)),)
+        grid = (
+            min(-(-N // (THREADS * PACKS * VEC)), properties(x.device).programs(PROGRAMS_PER_SM)),
+        )
         launch(grid_stride_copy_kernel(VEC), grid, (THREADS,), x, out)
     return out

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from implementations.common.device import programs
+from implementations.common.device import properties
 from implementations.phase1_foundations.day04_program_ids.grid_stride_copy import check
 
 NUM_WARPS = 8
@@ -31,6 +31,6 @@ def grid_stride_copy(x):
     out = torch.empty_like(x)
     if N > 0:
         BLOCK = NUM_WARPS * 32 * PACKS * 16 // x.element_size()
-        grid = (min(triton.cdiv(N, BLOCK), programs(PROGRAMS_PER_SM)),)
+        grid = (min(triton.cdiv(N, BLOCK), properties(x.device).programs(PROGRAMS_PER_SM)),)
         grid_stride_copy_kernel[grid](x, out, N, BLOCK=BLOCK, num_warps=NUM_WARPS)
     return out

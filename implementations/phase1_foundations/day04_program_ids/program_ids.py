@@ -4,7 +4,8 @@ import torch
 
 from implementations import TORCH_DEVICE
 from implementations.common.check import check_block_size
-from implementations.common.spec import EXACT, KernelSpec, Work
+from implementations.common.rules import Exact
+from implementations.common.spec import KernelSpec, Work
 
 LIMIT = 2**31  # beyond it an id would not fit int32
 
@@ -51,7 +52,7 @@ SPEC = KernelSpec(
     bench_sizes=tuple({"n": 2**26, "block_size": b} for b in (32, 64, 128, 256, 512, 1024)),
     headline={"n": 2**26, "block_size": 1024},
     dtypes=(torch.int32,),
-    agreement=EXACT,
+    agreement=Exact(),
     baselines={"torch": program_ids},
     refused={
         "no power of two": lambda n, block_size: (n, 3),

@@ -1,6 +1,6 @@
 // A block of threads owns BLOCK elements, a thread one pack of VEC neighbours. Three scans, each
 // over the totals of the one before: in a thread, over the lanes of a warp, over the warps.
-#include "ptx.cuh"
+#include "access.cuh"
 
 template <typename T, int VEC, int THREADS>
 __global__ void __launch_bounds__(THREADS)

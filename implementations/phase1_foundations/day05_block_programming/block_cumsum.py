@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from implementations.common.check import check_block_size, check_tensor
-from implementations.common.spec import Agreement, KernelSpec, Work, generator
+from implementations.common.rules import Reduction
+from implementations.common.spec import KernelSpec, Work, generator
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_BLOCKS = 2**31 - 1  # of a grid
@@ -58,7 +59,7 @@ SPEC = KernelSpec(
     bench_sizes=tuple({"N": N, "block_size": 1024} for N in (2**22, 2**25, 2**28)),
     headline={"N": 2**28, "block_size": 1024},
     dtypes=DTYPES,
-    agreement=Agreement("reduction", terms="block_size"),
+    agreement=Reduction("block_size"),
     baselines={"torch": block_cumsum},
     refused={
         "no power of two": lambda x, block_size: (x, 3),

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.common.cuda_cpp import CudaSource
 from implementations.phase1_foundations.day05_block_programming.block_cumsum import check
 
 SOURCE = CudaSource(Path(__file__).with_name("block_cumsum.cu"))
@@ -21,6 +20,6 @@ def block_cumsum(x, block_size=1024):
             VEC = 1
         THREADS = block_size // VEC
         grid = (-(-N // block_size),)
-        name = f"block_cumsum_kernel<{C_TYPE[x.dtype]}, {VEC}, {THREADS}>"
-        SOURCE.launch(name, grid, (THREADS,), x, out, np.int64(N))
+        template = dict(T=x.dtype, VEC=VEC, THREADS=THREADS)
+        SOURCE.launch("block_cumsum_kernel", grid, (THREADS,), x, out, N, **template)
     return out

@@ -6,7 +6,7 @@ import torch
 from numba import cuda, float32, int64
 
 from implementations.common.numba_cuda import launch
-from implementations.common.numba_ptx import load, load_pack, store, store_pack
+from implementations.instructions.access import load, load_pack, store, store_pack
 from implementations.phase1_foundations.day05_block_programming.block_cumsum import check
 
 

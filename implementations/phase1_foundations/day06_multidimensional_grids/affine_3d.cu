@@ -1,6 +1,6 @@
 // A block owns a tile of one matrix: columns along x, rows along y, matrices along z. A warp takes
 // 32 packs of a row, a thread the same pack of ROWS rows.
-#include "ptx.cuh"
+#include "access.cuh"
 
 // One pack of ROWS rows, `step` rows apart: x, row_scale and out point at the first.
 template <int ROWS, typename T, int VEC>

@@ -2,8 +2,10 @@
 
 import torch
 
+from implementations.common.baselines import compiled
 from implementations.common.check import check_same, check_tensor
-from implementations.common.spec import Agreement, KernelSpec, Work, compiled, generator
+from implementations.common.rules import Unary
+from implementations.common.spec import KernelSpec, Work, generator
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_BLOCKS = 65535  # of a grid along its axes y and z; along x there may be 2**31 - 1
@@ -76,7 +78,7 @@ SPEC = KernelSpec(
     ),
     headline={"B": 64, "M": 2048, "N": 2048},
     dtypes=DTYPES,
-    agreement=Agreement("unary", ulp=1),
+    agreement=Unary(ulp=1),
     baselines={"torch": expression, "torch.compile": compiled(expression)},
     refused={
         "too many matrices": lambda x, row_scale, col_bias: (

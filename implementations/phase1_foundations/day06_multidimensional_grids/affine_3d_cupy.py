@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.common.cuda_cpp import CudaSource
 from implementations.phase1_foundations.day06_multidimensional_grids.affine_3d import check
 
 BLOCK = (32, 8)  # threads along x and y
@@ -23,6 +22,8 @@ def affine_3d(x, row_scale, col_bias):
         if N % VEC:  # rows do not start at a multiple of 16 bytes
             VEC = 1
         grid = (-(-N // (BLOCK[0] * VEC)), -(-M // (BLOCK[1] * ROWS)), B)
-        name = f"affine_3d_kernel<{C_TYPE[x.dtype]}, {VEC}, {ROWS}>"
-        SOURCE.launch(name, grid, BLOCK, x, row_scale, col_bias, out, M, np.int64(N))
+        template = dict(T=x.dtype, VEC=VEC, ROWS=ROWS)
+        SOURCE.launch(
+            "affine_3d_kernel", grid, BLOCK, x, row_scale, col_bias, out, M, N, **template
+        )
     return out

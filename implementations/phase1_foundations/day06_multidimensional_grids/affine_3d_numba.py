@@ -7,7 +7,7 @@ from numba import cuda, float32, int64
 from numba.cuda import libdevice
 
 from implementations.common.numba_cuda import launch
-from implementations.common.numba_ptx import load, load_pack, store, store_pack
+from implementations.instructions.access import load, load_pack, store, store_pack
 from implementations.phase1_foundations.day06_multidimensional_grids.affine_3d import check
 
 BLOCK = (32, 8)  # threads along x and y

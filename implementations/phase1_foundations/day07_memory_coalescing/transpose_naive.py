@@ -3,7 +3,8 @@
 import torch
 
 from implementations.common.check import check_tensor
-from implementations.common.spec import EXACT, KernelSpec, Work, generator
+from implementations.common.rules import Exact
+from implementations.common.spec import KernelSpec, Work, generator
 
 SECTOR = 32  # bytes: the least that is written at once
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -56,7 +57,7 @@ SPEC = KernelSpec(
     bench_sizes=({"M": 4096, "N": 4096}, {"M": 16384, "N": 16384}),
     headline={"M": 16384, "N": 16384},
     dtypes=DTYPES,
-    agreement=EXACT,
+    agreement=Exact(),
     baselines={"torch": transpose_naive},
     refused={"too many columns": lambda x: (x.new_empty(1, MAX_N + 1),)},
     machine_code=(),

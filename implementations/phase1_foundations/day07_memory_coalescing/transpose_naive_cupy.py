@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.common.cuda_cpp import CudaSource
 from implementations.phase1_foundations.day07_memory_coalescing.transpose_naive import check
 
 BLOCK = 256
@@ -19,6 +18,6 @@ def transpose_naive(x):
     out = torch.empty((N, M), dtype=x.dtype, device=x.device)
     if x.numel() > 0:
         grid = (M, -(-N // BLOCK))
-        name = f"transpose_naive_kernel<{C_TYPE[x.dtype]}>"
-        SOURCE.launch(name, grid, (BLOCK,), x, out, np.int64(M), np.int64(N))
+        template = dict(T=x.dtype)
+        SOURCE.launch("transpose_naive_kernel", grid, (BLOCK,), x, out, M, N, **template)
     return out

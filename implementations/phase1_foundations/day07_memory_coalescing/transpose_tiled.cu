@@ -1,7 +1,7 @@
 // A block moves a TILE x TILE tile, a thread VEC x VEC squares of it. A square is read as packs
 // along N and turned in registers, so that packs along M go to shared memory, from where each
 // thread takes those of another square: its neighbours then store neighbouring packs.
-#include "ptx.cuh"
+#include "access.cuh"
 
 template <typename T, int VEC, int TILE, int ROWS>
 __global__ void __launch_bounds__(TILE / VEC * ROWS)

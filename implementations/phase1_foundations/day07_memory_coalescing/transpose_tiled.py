@@ -3,7 +3,8 @@
 import torch
 
 from implementations.common.check import check_tensor
-from implementations.common.spec import EXACT, KernelSpec, Work, generator
+from implementations.common.rules import Exact
+from implementations.common.spec import KernelSpec, Work, generator
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -49,7 +50,7 @@ SPEC = KernelSpec(
     headline={"M": 16384, "N": 16384},
     huge_sizes=({"M": 46352, "N": 46360},),
     dtypes=DTYPES,
-    agreement=EXACT,
+    agreement=Exact(),
     baselines={"torch": transpose_tiled},
     sources=(
         "Ruetsch and Micikevicius, Optimizing matrix transpose in CUDA, 2009",

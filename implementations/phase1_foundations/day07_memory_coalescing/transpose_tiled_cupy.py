@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.common.cuda_cpp import CudaSource
 from implementations.phase1_foundations.day07_memory_coalescing.transpose_tiled import check
 
 TILE_BYTES = 256  # of a tile's row: whole lines of 128 bytes, read and stored
@@ -26,6 +25,6 @@ def transpose_tiled(x):
         TILE = min(TILE_BYTES // x.element_size(), MAX_SIDE * VEC)
         grid = (-(-M // TILE) * -(-N // TILE),)
         block = (TILE // VEC, ROWS)
-        name = f"transpose_tiled_kernel<{C_TYPE[x.dtype]}, {VEC}, {TILE}, {ROWS}>"
-        SOURCE.launch(name, grid, block, x, out, np.int64(M), np.int64(N))
+        template = dict(T=x.dtype, VEC=VEC, TILE=TILE, ROWS=ROWS)
+        SOURCE.launch("transpose_tiled_kernel", grid, block, x, out, M, N, **template)
     return out

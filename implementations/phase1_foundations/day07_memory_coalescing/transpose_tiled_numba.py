@@ -7,7 +7,7 @@ from numba import cuda, float32, int64, uint32
 from numba.types import float16
 
 from implementations.common.numba_cuda import launch
-from implementations.common.numba_ptx import load, load_pack, store, store_pack
+from implementations.instructions.access import load, load_pack, store, store_pack
 from implementations.phase1_foundations.day07_memory_coalescing.transpose_tiled import check
 
 TILE_BYTES = 256  # of a tile's row: whole lines of 128 bytes, read and stored

@@ -1,5 +1,5 @@
 // A thread owns one pack of 16 bytes: every access is 128 bits wide and coalesced.
-#include "ptx.cuh"
+#include "access.cuh"
 
 template <typename T>
 __global__ void vector_add_kernel(const T* __restrict__ x, const T* __restrict__ y,

@@ -3,7 +3,8 @@
 import torch
 
 from implementations.common.check import check_same, check_tensor
-from implementations.common.spec import EXACT, KernelSpec, Work, generator
+from implementations.common.rules import Exact
+from implementations.common.spec import KernelSpec, Work, generator
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -45,7 +46,7 @@ SPEC = KernelSpec(
     bench_sizes=tuple({"N": n} for n in (2**20, 2**22, 2**24, 2**26, 2**28)),
     headline={"N": 2**28},
     dtypes=DTYPES,
-    agreement=EXACT,
+    agreement=Exact(),
     baselines={"torch": torch.add},
     sources=("Triton tutorial 01: vector addition",),
 )

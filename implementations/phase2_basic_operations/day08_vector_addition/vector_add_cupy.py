@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.common.cuda_cpp import CudaSource
 from implementations.phase2_basic_operations.day08_vector_addition.vector_add import check
 
 BLOCK = 256
@@ -20,6 +19,6 @@ def vector_add(x, y):
     if N > 0:
         VEC = 16 // x.element_size()
         grid = (-(-N // (BLOCK * VEC)),)
-        name = f"vector_add_kernel<{C_TYPE[x.dtype]}>"
-        SOURCE.launch(name, grid, (BLOCK,), x, y, out, np.int64(N))
+        template = dict(T=x.dtype)
+        SOURCE.launch("vector_add_kernel", grid, (BLOCK,), x, y, out, N, **template)
     return out

@@ -6,7 +6,7 @@ import torch
 from numba import cuda, float32
 
 from implementations.common.numba_cuda import launch
-from implementations.common.numba_ptx import load, load_pack, store, store_pack
+from implementations.instructions.access import load, load_pack, store, store_pack
 from implementations.phase2_basic_operations.day08_vector_addition.vector_add import check
 
 BLOCK = 256

@@ -1,6 +1,6 @@
 // A block owns a tile: packs of VEC columns along x, rows along y. A thread holds one pack of `row`
 // in registers and takes the same columns of ROWS rows: x and out move a pack at a time.
-#include "ptx.cuh"
+#include "access.cuh"
 
 // One pack of ROWS rows, `step` rows apart: x, col and out point at the first.
 template <int ROWS, typename T, int VEC>

@@ -2,8 +2,10 @@
 
 import torch
 
+from implementations.common.baselines import compiled
 from implementations.common.check import check_same, check_tensor
-from implementations.common.spec import Agreement, KernelSpec, Work, compiled, generator
+from implementations.common.rules import Unary
+from implementations.common.spec import KernelSpec, Work, generator
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_M = 65535 * 32  # a grid has at most 65535 blocks along y, each takes at least 32 rows
@@ -65,7 +67,7 @@ SPEC = KernelSpec(
     headline={"M": 16384, "N": 16384},
     huge_sizes=({"M": 1, "N": 2**20}, {"M": 2**20, "N": 1}),
     dtypes=DTYPES,
-    agreement=Agreement("unary", ulp=1),
+    agreement=Unary(ulp=1),
     baselines={"torch": expression, "torch.compile": compiled(expression)},
     refused={
         "too many rows": lambda x, row, col: (

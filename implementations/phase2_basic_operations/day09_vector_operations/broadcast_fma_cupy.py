@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.common.cuda_cpp import CudaSource
 from implementations.phase2_basic_operations.day09_vector_operations.broadcast_fma import check
 
 THREADS = 256
@@ -26,6 +25,6 @@ def broadcast_fma(x, row, col):
         width = min(32, 1 << (packs - 1).bit_length())  # a warp, or less where rows are short
         block = (width, THREADS // width)
         grid = (-(-packs // width), -(-M // (block[1] * ROWS)))
-        name = f"broadcast_fma_kernel<{C_TYPE[x.dtype]}, {VEC}, {ROWS}>"
-        SOURCE.launch(name, grid, block, x, row, col, out, M, np.int64(N))
+        template = dict(T=x.dtype, VEC=VEC, ROWS=ROWS)
+        SOURCE.launch("broadcast_fma_kernel", grid, block, x, row, col, out, M, N, **template)
     return out

@@ -7,7 +7,7 @@ from numba import cuda, float32, int64
 from numba.cuda import libdevice
 
 from implementations.common.numba_cuda import launch
-from implementations.common.numba_ptx import load, load_pack, store, store_pack
+from implementations.instructions.access import load, load_pack, store, store_pack
 from implementations.phase2_basic_operations.day09_vector_operations.broadcast_fma import check
 
 THREADS = 256

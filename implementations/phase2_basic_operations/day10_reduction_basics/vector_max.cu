@@ -2,7 +2,7 @@
 // each, and leaves the largest; one more block takes these by the same kernel.
 #include <math_constants.h>
 
-#include "ptx.cuh"
+#include "access.cuh"
 
 // The larger of both, NaN where one is: fmaxf would drop it.
 __device__ __forceinline__ float maximum(float a, float b) {

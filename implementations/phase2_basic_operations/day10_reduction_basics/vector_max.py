@@ -2,8 +2,10 @@
 
 import torch
 
+from implementations.common.baselines import by_cupy, compiled
 from implementations.common.check import check_tensor
-from implementations.common.spec import EXACT, KernelSpec, Work, by_cupy, compiled, generator
+from implementations.common.rules import Exact
+from implementations.common.spec import KernelSpec, Work, generator
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -50,7 +52,7 @@ SPEC = KernelSpec(
     bench_sizes=tuple({"N": 2**e} for e in (18, 22, 25, 28, 30)),  # 1 MB to 4 GB of float32
     headline={"N": 2**28},
     dtypes=DTYPES,
-    agreement=EXACT,
+    agreement=Exact(),
     baselines={"torch": vector_max, "torch.compile": compiled(vector_max), "CuPy": by_cupy("max")},
     huge_sizes=({"N": 2**31 + 4099},),
     refused={"no element": lambda x: (x[:0].clone(),)},

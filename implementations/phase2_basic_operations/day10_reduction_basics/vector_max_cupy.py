@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from implementations.common.cuda_cpp import C_TYPE, CudaSource
-from implementations.common.device import programs
+from implementations.common.cuda_cpp import CudaSource
+from implementations.common.device import properties
 from implementations.phase2_basic_operations.day10_reduction_basics.vector_max import check
 
 THREADS = 256
@@ -21,11 +20,10 @@ def vector_max(x):
     N = x.numel()
     out = torch.empty((), dtype=x.dtype, device=x.device)
     BLOCK = THREADS * PACKS * 16 // x.element_size()
-    count = min(-(-N // BLOCK), programs(PROGRAMS_PER_SM))
+    count = min(-(-N // BLOCK), properties(x.device).programs(PROGRAMS_PER_SM))
     partial = torch.empty(count, dtype=torch.float32, device=x.device)  # holds all three exactly
     for src, dst in ((x, partial), (partial, out)):
-        types = f"{C_TYPE[src.dtype]}, {C_TYPE[dst.dtype]}"
-        name = f"vector_max_kernel<{types}, {THREADS}, {PACKS}>"
+        template = dict(T=src.dtype, Out=dst.dtype, THREADS=THREADS, PACKS=PACKS)
         grid = (dst.numel(),)
-        SOURCE.launch(name, grid, (THREADS,), src, dst, np.int64(src.numel()))
+        SOURCE.launch("vector_max_kernel", grid, (THREADS,), src, dst, src.numel(), **template)
     return out

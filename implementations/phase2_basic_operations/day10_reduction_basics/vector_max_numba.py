@@ -6,9 +6,9 @@ from functools import cache
 import torch
 from numba import cuda, float32, int64
 
-from implementations.common.device import programs
+from implementations.common.device import properties
 from implementations.common.numba_cuda import launch
-from implementations.common.numba_ptx import load, load_pack, store
+from implementations.instructions.access import load, load_pack, store
 from implementations.phase2_basic_operations.day10_reduction_basics.vector_max import check
 
 THREADS = 256
@@ -84,7 +84,7 @@ def vector_max(x):
     N = x.numel()
     out = torch.empty((), dtype=x.dtype, device=x.device)
     BLOCK = THREADS * PACKS * 16 // x.element_size()
-    count = min(-(-N // BLOCK), programs(PROGRAMS_PER_SM))
+    count = min(-(-N // BLOCK), properties(x.device).programs(PROGRAMS_PER_SM))
     partial = torch.empty(count, dtype=torch.float32, device=x.device)  # holds all three exactly
     for src, dst in ((x, partial), (partial, out.view(1))):
         kernel = vector_max_kernel(16 // src.element_size())

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from implementations.common.device import programs
+from implementations.common.device import properties
 from implementations.phase2_basic_operations.day10_reduction_basics.vector_max import check
 
 NUM_WARPS = 8
@@ -40,7 +40,7 @@ def vector_max_kernel(x_ptr, out_ptr, N, BLOCK: tl.constexpr):
 def vector_max(x):
     check(x)
     out = torch.empty((), dtype=x.dtype, device=x.device)
-    count = min(triton.cdiv(x.nbytes, BLOCK_BYTES), programs(PROGRAMS_PER_SM))
+    count = min(triton.cdiv(x.nbytes, BLOCK_BYTES), properties(x.device).programs(PROGRAMS_PER_SM))
     partial = torch.empty(count, dtype=torch.float32, device=x.device)  # holds all three exactly
     for src, dst in ((x, partial), (partial, out)):
         BLOCK = BLOCK_BYTES // src.element_size()

@@ -1,6 +1,6 @@
 // A block of threads sums every gridDim-th BLOCK of elements, a thread PACKS packs of 16 bytes of
 // each, and leaves one partial sum; one more block sums these by the same kernel.
-#include "ptx.cuh"
+#include "access.cuh"
 
 // The sum of `value` over the threads of a block, in every one of them: a tree over the lanes of a
 // warp, then one over the warps. Called once, so that one barrier suffices.

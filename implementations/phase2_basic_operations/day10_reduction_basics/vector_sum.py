@@ -2,8 +2,10 @@
 
 import torch
 
+from implementations.common.baselines import by_cupy, compiled
 from implementations.common.check import check_tensor
-from implementations.common.spec import Agreement, KernelSpec, Work, by_cupy, compiled, generator
+from implementations.common.rules import Reduction
+from implementations.common.spec import KernelSpec, Work, generator
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -47,7 +49,7 @@ SPEC = KernelSpec(
     bench_sizes=tuple({"N": 2**e} for e in (18, 22, 25, 28, 30)),  # 1 MB to 4 GB of float32
     headline={"N": 2**28},
     dtypes=DTYPES,
-    agreement=Agreement("reduction", terms="N"),
+    agreement=Reduction("N"),
     baselines={
         "torch": vector_sum,
         "torch.compile": compiled(vector_sum),

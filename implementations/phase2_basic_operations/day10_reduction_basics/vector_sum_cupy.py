@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from implementations.common.cuda_cpp import C_TYPE, CudaSource
-from implementations.common.device import programs
+from implementations.common.cuda_cpp import CudaSource
+from implementations.common.device import properties
 from implementations.phase2_basic_operations.day10_reduction_basics.vector_sum import check
 
 THREADS = 256
@@ -23,10 +22,10 @@ def vector_sum(x):
     if N == 0:
         return out.zero_()
     BLOCK = THREADS * PACKS * 16 // x.element_size()
-    count = min(-(-N // BLOCK), programs(PROGRAMS_PER_SM))
+    count = min(-(-N // BLOCK), properties(x.device).programs(PROGRAMS_PER_SM))
     partial = torch.empty(count, dtype=torch.float32, device=x.device)
     for src, dst in ((x, partial), (partial, out)):
-        name = f"vector_sum_kernel<{C_TYPE[src.dtype]}, {THREADS}, {PACKS}>"
+        template = dict(T=src.dtype, THREADS=THREADS, PACKS=PACKS)
         grid = (dst.numel(),)
-        SOURCE.launch(name, grid, (THREADS,), src, dst, np.int64(src.numel()))
+        SOURCE.launch("vector_sum_kernel", grid, (THREADS,), src, dst, src.numel(), **template)
     return out

@@ -5,9 +5,9 @@ from functools import cache
 import torch
 from numba import cuda, float32, int64
 
-from implementations.common.device import programs
+from implementations.common.device import properties
 from implementations.common.numba_cuda import launch
-from implementations.common.numba_ptx import load, load_pack
+from implementations.instructions.access import load, load_pack
 from implementations.phase2_basic_operations.day10_reduction_basics.vector_sum import check
 
 THREADS = 256
@@ -78,7 +78,7 @@ def vector_sum(x):
     if N == 0:
         return out.zero_()
     BLOCK = THREADS * PACKS * 16 // x.element_size()
-    count = min(-(-N // BLOCK), programs(PROGRAMS_PER_SM))
+    count = min(-(-N // BLOCK), properties(x.device).programs(PROGRAMS_PER_SM))
     partial = torch.empty(count, dtype=torch.float32, device=x.device)
     for src, dst in ((x, partial), (partial, out.view(1))):
         kernel = vector_sum_kernel(16 // src.element_size())

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from implementations.common.device import programs
+from implementations.common.device import properties
 from implementations.phase2_basic_operations.day10_reduction_basics.vector_sum import check
 
 NUM_WARPS = 8
@@ -38,7 +38,7 @@ def vector_sum(x):
     out = torch.empty((), dtype=torch.float32, device=x.device)
     if N == 0:
         return out.zero_()
-    count = min(triton.cdiv(x.nbytes, BLOCK_BYTES), programs(PROGRAMS_PER_SM))
+    count = min(triton.cdiv(x.nbytes, BLOCK_BYTES), properties(x.device).programs(PROGRAMS_PER_SM))
     partial = torch.empty(count, dtype=torch.float32, device=x.device)
     for src, dst in ((x, partial), (partial, out)):
         BLOCK = BLOCK_BYTES // src.element_size()

@@ -2,7 +2,7 @@
 // and adds up in registers: not before the end does one thread need another's sums. Of many rows,
 // each block has one part of PART. Unless told that 5 blocks are enough, the compiler saves
 // registers and loads later.
-#include "ptx.cuh"
+#include "access.cuh"
 
 template <typename T, int VEC, int PACKS, int TX, int TY>
 __global__ void __launch_bounds__(TX* TY, 5)

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from implementations.common.cuda_cpp import C_TYPE, CudaSource
-from implementations.common.device import programs
+from implementations.common.cuda_cpp import CudaSource
+from implementations.common.device import properties
 from implementations.phase2_basic_operations.day11_row_wise_reductions.column_sum import check
 
 BLOCK = 256  # threads
@@ -27,9 +26,11 @@ def column_sum(x):
     if N % VEC:  # rows do not start at a multiple of 16 bytes
         VEC = 1
     packs = N // VEC
-    parts = max(1, min(M // PART_ROWS, programs(PROGRAMS_PER_SM) // -(-packs // WIDE)))
+    parts = max(
+        1, min(M // PART_ROWS, properties(x.device).programs(PROGRAMS_PER_SM) // -(-packs // WIDE))
+    )
     # where rows are not divided, strips so narrow that each multiprocessor gets two
-    width = WIDE if parts > 1 else max(NARROW, min(packs // programs(2), WIDE))
+    width = WIDE if parts > 1 else max(NARROW, min(packs // properties(x.device).programs(2), WIDE))
     TX = 1 << (min(width, packs) - 1).bit_length()
     TY = BLOCK // TX
     STEP = TY * PACKS
@@ -38,6 +39,6 @@ def column_sum(x):
 
     sums = torch.empty(parts, N, dtype=torch.float32, device=x.device)
     grid = (-(-packs // TX), parts)
-    name = f"column_sum_kernel<{C_TYPE[x.dtype]}, {VEC}, {PACKS}, {TX}, {TY}>"
-    SOURCE.launch(name, grid, (TX, TY), x, sums, np.int64(M), np.int64(N), PART)
+    template = dict(T=x.dtype, VEC=VEC, PACKS=PACKS, TX=TX, TY=TY)
+    SOURCE.launch("column_sum_kernel", grid, (TX, TY), x, sums, M, N, PART, **template)
     return sums.view(N) if parts == 1 else column_sum(sums)

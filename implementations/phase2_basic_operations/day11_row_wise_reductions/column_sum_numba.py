@@ -5,9 +5,9 @@ from functools import cache
 import torch
 from numba import cuda, float32, int64
 
-from implementations.common.device import programs
+from implementations.common.device import properties
 from implementations.common.numba_cuda import launch
-from implementations.common.numba_ptx import load, load_pack
+from implementations.instructions.access import load, load_pack
 from implementations.phase2_basic_operations.day11_row_wise_reductions.column_sum import check
 
 BLOCK = 256  # threads
@@ -76,9 +76,11 @@ def column_sum(x):
     if N % VEC:  # rows do not start at a multiple of 16 bytes
         VEC = 1
     packs = N // VEC
-    parts = max(1, min(M // PART_ROWS, programs(PROGRAMS_PER_SM) // -(-packs // WIDE)))
+    parts = max(
+        1, min(M // PART_ROWS, properties(x.device).programs(PROGRAMS_PER_SM) // -(-packs // WIDE))
+    )
     # where rows are not divided, strips so narrow that each multiprocessor gets two
-    width = WIDE if parts > 1 else max(NARROW, min(packs // programs(2), WIDE))
+    width = WIDE if parts > 1 else max(NARROW, min(packs // properties(x.device).programs(2), WIDE))
     TX = 1 << (min(width, packs) - 1).bit_length()
     TY = BLOCK // TX
     STEP = TY * PACKS

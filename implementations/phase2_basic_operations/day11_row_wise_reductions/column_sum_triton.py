@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from implementations.common.device import programs
+from implementations.common.device import properties
 from implementations.phase2_basic_operations.day11_row_wise_reductions.column_sum import check
 
 TILE = 4096  # elements that a program adds at a time
@@ -38,9 +38,15 @@ def column_sum(x):
         return torch.empty(N, dtype=torch.float32, device=x.device).zero_()  # sums of nothing
     VEC = 16 // x.element_size()
     packs = triton.cdiv(N, VEC)
-    parts = max(1, min(M // PART_ROWS, programs(PROGRAMS_PER_SM) // triton.cdiv(packs, WIDE)))
+    parts = max(
+        1,
+        min(
+            M // PART_ROWS,
+            properties(x.device).programs(PROGRAMS_PER_SM) // triton.cdiv(packs, WIDE),
+        ),
+    )
     # where rows are not divided, strips so narrow that each multiprocessor gets two
-    width = WIDE if parts > 1 else max(NARROW, min(packs // programs(2), WIDE))
+    width = WIDE if parts > 1 else max(NARROW, min(packs // properties(x.device).programs(2), WIDE))
     BLOCK_N = triton.next_power_of_2(min(width, packs)) * VEC
     BLOCK_M = TILE // BLOCK_N
     PART = (M // (parts * BLOCK_M) + 1) * BLOCK_M

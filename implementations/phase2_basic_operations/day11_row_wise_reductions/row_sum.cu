@@ -1,7 +1,7 @@
 // A row belongs to THREADS threads: to a part of a warp or to a whole one, and a block has ROWS
 // rows, or to all warps of a block. Of a row longer than PART, each block has one part. Unless told
 // that 5 blocks are enough, the compiler saves registers and loads later.
-#include "ptx.cuh"
+#include "access.cuh"
 
 template <typename T, int VEC, int PACKS, int THREADS, int ROWS>
 __global__ void __launch_bounds__(THREADS* ROWS, 5)

@@ -2,8 +2,10 @@
 
 import torch
 
+from implementations.common.baselines import by_cupy, compiled
 from implementations.common.check import check_tensor
-from implementations.common.spec import Agreement, KernelSpec, Work, by_cupy, compiled, generator
+from implementations.common.rules import Reduction
+from implementations.common.spec import KernelSpec, Work, generator
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -53,7 +55,7 @@ SPEC = KernelSpec(
     bench_sizes=tuple({"M": M, "N": N} for M, N in BENCH),
     headline={"M": 16_384, "N": 16_384},
     dtypes=DTYPES,
-    agreement=Agreement("reduction", terms="N"),
+    agreement=Reduction("N"),
     baselines={
         "torch": row_sum,
         "torch.compile": compiled(row_sum),

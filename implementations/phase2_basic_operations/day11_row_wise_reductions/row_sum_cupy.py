@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.common.cuda_cpp import CudaSource
 from implementations.phase2_basic_operations.day11_row_wise_reductions.row_sum import check
 
 BLOCK = 256  # threads
@@ -32,6 +31,6 @@ def row_sum(x):
 
     sums = torch.empty(M, parts, dtype=torch.float32, device=x.device)
     grid = (-(-M // ROWS) * parts,)
-    name = f"row_sum_kernel<{C_TYPE[x.dtype]}, {VEC}, {PACKS}, {THREADS}, {ROWS}>"
-    SOURCE.launch(name, grid, (THREADS, ROWS), x, sums, np.int64(M), np.int64(N), PART, parts)
+    template = dict(T=x.dtype, VEC=VEC, PACKS=PACKS, THREADS=THREADS, ROWS=ROWS)
+    SOURCE.launch("row_sum_kernel", grid, (THREADS, ROWS), x, sums, M, N, PART, parts, **template)
     return sums.view(M) if parts == 1 else row_sum(sums)

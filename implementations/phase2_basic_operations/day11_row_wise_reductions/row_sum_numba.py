@@ -6,7 +6,7 @@ import torch
 from numba import cuda, float32, int64, uint32
 
 from implementations.common.numba_cuda import launch
-from implementations.common.numba_ptx import load, load_pack
+from implementations.instructions.access import load, load_pack
 from implementations.phase2_basic_operations.day11_row_wise_reductions.row_sum import check
 
 BLOCK = 256  # threads

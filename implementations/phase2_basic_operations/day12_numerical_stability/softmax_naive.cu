@@ -3,7 +3,8 @@
 // reduce; beyond, a block holds one.
 #include <math_constants.h>
 
-#include "ptx.cuh"
+#include "access.cuh"
+#include "reduce.cuh"
 
 // A thread's packs of the step from x[n] on; -inf beyond N, as its exponential is 0.
 template <int THREADS, typename T, int VEC, int PACKS>
@@ -18,25 +19,6 @@ __device__ __forceinline__ void load_step(Pack<T, VEC> (&pack)[PACKS], const T* 
             for (int k = 0; k < VEC; ++k) pack[p].v[k] = T(-CUDART_INF_F);
         }
     }
-}
-
-// The sum of `value` over the threads of a row, in every one of them. `partial` holds a value a
-// warp and is used once, so the one barrier suffices.
-template <int THREADS>
-__device__ float sum_row(float value, float* partial) {
-#pragma unroll
-    for (int delta = (THREADS < 32 ? THREADS : 32) / 2; delta > 0; delta /= 2)
-        value += __shfl_xor_sync(0xffffffff, value, delta);
-    if constexpr (THREADS > 32) {
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        if (lane == 0) partial[warp] = value;
-        __syncthreads();
-        value = lane < THREADS / 32 ? partial[lane] : 0.f;
-#pragma unroll
-        for (int delta = 16; delta > 0; delta /= 2)
-            value += __shfl_xor_sync(0xffffffff, value, delta);
-    }
-    return value;
 }
 
 template <typename T, int VEC, int PACKS, int THREADS, int ROWS>
@@ -58,7 +40,7 @@ __global__ void __launch_bounds__(THREADS* ROWS)
 #pragma unroll
             for (int k = 0; k < VEC; ++k) l += __expf(float(pack[p].v[k]));
     }
-    const float scale = 1.f / sum_row<THREADS>(l, partial);
+    const float scale = 1.f / reduce_row<THREADS>(l, partial, 0.f, Sum());
 
     for (long long n = threadIdx.x * VEC; n < end; n += STEP) {
         load_step<THREADS>(pack, x, n, N);

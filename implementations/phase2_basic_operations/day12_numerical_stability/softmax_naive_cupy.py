@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.common.cuda_cpp import CudaSource
 from implementations.phase2_basic_operations.day12_numerical_stability.softmax_naive import check
 
 BLOCK = 128  # threads a block, unless one row takes more
@@ -27,6 +26,8 @@ def softmax_naive(x):
         threads = min(max(min(packs, 32), packs // PACKS), MAX_THREADS)
         THREADS = 1 << (threads - 1).bit_length()
         ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # warps of one row share `partial`
-        name = f"softmax_naive_kernel<{C_TYPE[x.dtype]}, {VEC}, {PACKS}, {THREADS}, {ROWS}>"
-        SOURCE.launch(name, (-(-M // ROWS),), (THREADS, ROWS), x, out, M, np.int64(N))
+        template = dict(T=x.dtype, VEC=VEC, PACKS=PACKS, THREADS=THREADS, ROWS=ROWS)
+        SOURCE.launch(
+            "softmax_naive_kernel", (-(-M // ROWS),), (THREADS, ROWS), x, out, M, N, **template
+        )
     return out

@@ -7,7 +7,8 @@ from numba import cuda, float32, int64
 from numba.cuda import libdevice
 
 from implementations.common.numba_cuda import launch
-from implementations.common.numba_ptx import load, load_pack, store, store_pack
+from implementations.instructions.access import load, load_pack, store, store_pack
+from implementations.instructions.reduce import Sum, reduce_row
 from implementations.phase2_basic_operations.day12_numerical_stability.softmax_naive import check
 
 BLOCK = 128  # threads a block, unless one row takes more
@@ -38,36 +39,10 @@ def load_step(VEC, THREADS):
 
 
 @cache
-def sum_row(THREADS):
-    """The sum of a value over the threads of a row, in every one of them. `partial` holds a value a
-    warp and is used once, so the one barrier suffices."""
-    FIRST = min(THREADS, 32) // 2
-
-    @cuda.jit(device=True)
-    def add_up(value, partial):
-        delta = FIRST
-        while delta > 0:
-            value += cuda.shfl_xor_sync(0xFFFFFFFF, value, delta)
-            delta //= 2
-        if THREADS > 32:
-            lane, warp = cuda.threadIdx.x % 32, cuda.threadIdx.x // 32
-            if lane == 0:
-                partial[warp] = value
-            cuda.syncthreads()
-            value = partial[lane] if lane < THREADS // 32 else float32(0)
-            delta = 16
-            while delta > 0:
-                value += cuda.shfl_xor_sync(0xFFFFFFFF, value, delta)
-                delta //= 2
-        return value
-
-    return add_up
-
-
-@cache
 def softmax_naive_kernel(VEC, THREADS, ROWS):
     HELD, STEP = PACKS * VEC, THREADS * PACKS * VEC
-    load_packs, add_up = load_step(VEC, THREADS), sum_row(THREADS)
+    load_packs = load_step(VEC, THREADS)
+    reduce_sum = reduce_row(THREADS, Sum, float32(0))
 
     @cuda.jit(launch_bounds=THREADS * ROWS)
     def kernel(x, out, M, N):
@@ -82,7 +57,7 @@ def softmax_naive_kernel(VEC, THREADS, ROWS):
             load_packs(x, start, n, N, v)
             for k in range(HELD):
                 l += libdevice.fast_expf(v[k])
-        scale = float32(1) / add_up(l, partial)
+        scale = float32(1) / reduce_sum(l, partial)
 
         for n in range(cuda.threadIdx.x * VEC, end, STEP):
             load_packs(x, start, n, N, v)

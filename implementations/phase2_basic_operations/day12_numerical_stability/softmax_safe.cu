@@ -3,14 +3,8 @@
 // block holds one.
 #include <math_constants.h>
 
-#include "ptx.cuh"
-
-struct Max {
-    __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
-};
-struct Sum {
-    __device__ float operator()(float a, float b) const { return a + b; }
-};
+#include "access.cuh"
+#include "reduce.cuh"
 
 // A thread's packs of the step from x[n] on; -inf beyond N, the least, whose exponential is 0.
 template <int THREADS, typename T, int VEC, int PACKS>
@@ -25,25 +19,6 @@ __device__ __forceinline__ void load_step(Pack<T, VEC> (&pack)[PACKS], const T* 
             for (int k = 0; k < VEC; ++k) pack[p].v[k] = T(-CUDART_INF_F);
         }
     }
-}
-
-// The reduction of `value` over the threads of a row, in every one of them. `partial` holds a value
-// a warp and is used once, so the one barrier suffices.
-template <int THREADS, typename Op>
-__device__ float reduce_row(float value, float* partial, float neutral, Op op) {
-#pragma unroll
-    for (int delta = (THREADS < 32 ? THREADS : 32) / 2; delta > 0; delta /= 2)
-        value = op(value, __shfl_xor_sync(0xffffffff, value, delta));
-    if constexpr (THREADS > 32) {
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        if (lane == 0) partial[warp] = value;
-        __syncthreads();
-        value = lane < THREADS / 32 ? partial[lane] : neutral;
-#pragma unroll
-        for (int delta = 16; delta > 0; delta /= 2)
-            value = op(value, __shfl_xor_sync(0xffffffff, value, delta));
-    }
-    return value;
 }
 
 template <typename T, int VEC, int PACKS, int THREADS, int ROWS>

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.common.cuda_cpp import CudaSource
 from implementations.phase2_basic_operations.day12_numerical_stability.softmax_safe import check
 
 BLOCK = 128  # threads a block, unless one row takes more
@@ -30,8 +29,8 @@ def softmax_safe(x):
         THREADS = 1 << (threads - 1).bit_length()
         ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # warps of one row share `partial`
         grid, block = (-(-M // ROWS),), (THREADS, ROWS)
-        of = f"<{C_TYPE[x.dtype]}, {VEC}, {PACKS}, {THREADS}, {ROWS}>"
-        SOURCE.launch("softmax_safe_max_kernel" + of, grid, block, x, m, M, np.int64(N))
-        SOURCE.launch("softmax_safe_sum_kernel" + of, grid, block, x, m, l, M, np.int64(N))
-        SOURCE.launch("softmax_safe_divide_kernel" + of, grid, block, x, m, l, out, M, np.int64(N))
+        template = dict(T=x.dtype, VEC=VEC, PACKS=PACKS, THREADS=THREADS, ROWS=ROWS)
+        SOURCE.launch("softmax_safe_max_kernel", grid, block, x, m, M, N, **template)
+        SOURCE.launch("softmax_safe_sum_kernel", grid, block, x, m, l, M, N, **template)
+        SOURCE.launch("softmax_safe_divide_kernel", grid, block, x, m, l, out, M, N, **template)
     return out

@@ -2,33 +2,8 @@
 // Up to 32 threads a row, a block holds ROWS rows and shuffles reduce; beyond, a block holds one.
 #include <math_constants.h>
 
-#include "ptx.cuh"
-
-struct Max {
-    __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
-};
-struct Sum {
-    __device__ float operator()(float a, float b) const { return a + b; }
-};
-
-// The reduction of `value` over the threads of a row, in every one of them. `partial` holds a value
-// a warp and is used once, so the one barrier suffices.
-template <int THREADS, typename Op>
-__device__ float reduce_row(float value, float* partial, float neutral, Op op) {
-#pragma unroll
-    for (int delta = (THREADS < 32 ? THREADS : 32) / 2; delta > 0; delta /= 2)
-        value = op(value, __shfl_xor_sync(0xffffffff, value, delta));
-    if constexpr (THREADS > 32) {
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        if (lane == 0) partial[warp] = value;
-        __syncthreads();
-        value = lane < THREADS / 32 ? partial[lane] : neutral;
-#pragma unroll
-        for (int delta = 16; delta > 0; delta /= 2)
-            value = op(value, __shfl_xor_sync(0xffffffff, value, delta));
-    }
-    return value;
-}
+#include "access.cuh"
+#include "reduce.cuh"
 
 template <typename T, int VEC, int PACKS, int THREADS, int ROWS>
 __global__ void __launch_bounds__(THREADS* ROWS)

@@ -2,8 +2,10 @@
 
 import torch
 
+from implementations.common.baselines import compiled
 from implementations.common.check import check_tensor
-from implementations.common.spec import COMPOSITE, SCALES, KernelSpec, Work, compiled, generator
+from implementations.common.rules import Composite
+from implementations.common.spec import SCALES, KernelSpec, Work, generator
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_N = 32768  # elements of a row that one block holds in its registers
@@ -62,7 +64,7 @@ SPEC = KernelSpec(
     headline={"M": 16384, "N": 8192},
     huge_sizes=({"M": 2**20, "N": 1},),
     dtypes=DTYPES,
-    agreement=COMPOSITE,
+    agreement=Composite(),
     baselines={"torch": softmax_fused, "torch.compile": compiled(softmax_fused)},
     sources=(
         "Triton tutorial 02: fused softmax",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from implementations.common.cuda_cpp import C_TYPE, CudaSource
+from implementations.common.cuda_cpp import CudaSource
 from implementations.phase2_basic_operations.day13_fused_softmax.softmax_fused import check
 
 BLOCK = 128  # threads a block, unless one row takes more
@@ -26,6 +26,8 @@ def softmax_fused(x):
         THREADS = 1 << (threads - 1).bit_length()
         PACKS = -(-packs // THREADS)
         ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # warps of one row share `partial`
-        name = f"softmax_fused_kernel<{C_TYPE[x.dtype]}, {VEC}, {PACKS}, {THREADS}, {ROWS}>"
-        SOURCE.launch(name, (-(-M // ROWS),), (THREADS, ROWS), x, out, M, N)
+        template = dict(T=x.dtype, VEC=VEC, PACKS=PACKS, THREADS=THREADS, ROWS=ROWS)
+        SOURCE.launch(
+            "softmax_fused_kernel", (-(-M // ROWS),), (THREADS, ROWS), x, out, M, N, **template
+        )
     return out

@@ -7,7 +7,8 @@ from numba import cuda, float32, int64
 from numba.cuda import libdevice
 
 from implementations.common.numba_cuda import launch
-from implementations.common.numba_ptx import load, load_pack, store, store_pack
+from implementations.instructions.access import load, load_pack, store, store_pack
+from implementations.instructions.reduce import Max, Sum, reduce_row
 from implementations.phase2_basic_operations.day13_fused_softmax.softmax_fused import check
 
 BLOCK = 128  # threads a block, unless one row takes more
@@ -15,48 +16,11 @@ PER_THREAD = 32  # elements a thread holds, at most
 INF = float32(float("inf"))
 
 
-@cuda.jit(device=True)
-def maximum(a, b):
-    return libdevice.fmaxf(a, b)
-
-
-@cuda.jit(device=True)
-def add(a, b):
-    return a + b
-
-
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
-def reduce_row(THREADS, op, neutral):
-    """The reduction of a value over the threads of a row, in every one of them. `partial` holds a
-    value a warp and is used once, so the one barrier suffices."""
-    FIRST = min(THREADS, 32) // 2
-
-    @cuda.jit(device=True)
-    def reduce(value, partial):
-        delta = FIRST
-        while delta > 0:
-            value = op(value, cuda.shfl_xor_sync(0xFFFFFFFF, value, delta))
-            delta //= 2
-        if THREADS > 32:
-            lane, warp = cuda.threadIdx.x % 32, cuda.threadIdx.x // 32
-            if lane == 0:
-                partial[warp] = value
-            cuda.syncthreads()
-            value = partial[lane] if lane < THREADS // 32 else neutral
-            delta = 16
-            while delta > 0:
-                value = op(value, cuda.shfl_xor_sync(0xFFFFFFFF, value, delta))
-                delta //= 2
-        return value
-
-    return reduce
-
-
-@cache
 def softmax_fused_kernel(VEC, PACKS, THREADS, ROWS):
     HELD = PACKS * VEC
-    reduce_max = reduce_row(THREADS, maximum, -INF)
-    reduce_sum = reduce_row(THREADS, add, float32(0))
+    reduce_max = reduce_row(THREADS, Max, -INF)
+    reduce_sum = reduce_row(THREADS, Sum, float32(0))
 
     @cuda.jit(launch_bounds=THREADS * ROWS)
     def kernel(x, out, M, N):

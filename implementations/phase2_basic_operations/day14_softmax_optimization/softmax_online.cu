@@ -3,8 +3,8 @@
 // elements and no others; merged over lanes, warps and blocks, the pairs meet once.
 #include <math_constants.h>
 
+#include "access.cuh"
 #include "cluster.cuh"
-#include "ptx.cuh"
 
 // Below every element but -inf, whose exp(x - m) is 0 then: no -inf - -inf where all are.
 constexpr float LOWEST = -3.402823466e38f;

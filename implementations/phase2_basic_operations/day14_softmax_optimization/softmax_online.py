@@ -2,8 +2,10 @@
 
 import torch
 
+from implementations.common.baselines import compiled
 from implementations.common.check import check_tensor
-from implementations.common.spec import COMPOSITE, SCALES, KernelSpec, Work, compiled, generator
+from implementations.common.rules import Composite
+from implementations.common.spec import SCALES, KernelSpec, Work, generator
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -61,7 +63,7 @@ SPEC = KernelSpec(
     headline={"M": 16384, "N": 8192},
     huge_sizes=({"M": 1, "N": 2**20}, {"M": 2**20, "N": 1}),
     dtypes=DTYPES,
-    agreement=COMPOSITE,
+    agreement=Composite(),
     baselines={"torch": softmax_online, "torch.compile": compiled(softmax_online)},
     sources=(
         "Milakov and Gimelshein, Online normalizer calculation for softmax, 2018, section 3",

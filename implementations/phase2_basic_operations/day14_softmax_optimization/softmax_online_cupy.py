@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from implementations.common.cuda_cpp import C_TYPE, CudaSource
-from implementations.common.device import clusters
+from implementations.common.cuda_cpp import CudaSource
+from implementations.common.device import properties
 from implementations.phase2_basic_operations.day14_softmax_optimization.softmax_online import check
 
 BLOCK = 128  # threads a block, unless one row takes more
@@ -26,7 +25,7 @@ def softmax_online(x):
         VEC = 16 // x.element_size()
         if N % VEC:  # rows do not start at a multiple of 16 bytes
             VEC = 1
-        most = MAX_CLUSTER if clusters() else 1
+        most = MAX_CLUSTER if properties(x.device).clusters() else 1
         packs = -(-N // VEC)
         threads = max(min(packs, 32), -(-N // PER_THREAD))  # of a row
         threads = 1 << (threads - 1).bit_length()
@@ -38,7 +37,8 @@ def softmax_online(x):
         PACKS = min(-(-packs // threads), PER_THREAD // VEC)
         ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # warps of one row share memory
         grid = (-(-M // ROWS) * CLUSTER,)
-        parameters = f"{C_TYPE[x.dtype]}, {VEC}, {PACKS}, {THREADS}, {ROWS}, {CLUSTER}, {int(LONG)}"
+        template = dict(T=x.dtype, VEC=VEC, PACKS=PACKS, THREADS=THREADS, ROWS=ROWS)
+        template |= dict(CLUSTER=CLUSTER, LONG=LONG)
         kernel = "softmax_online_cluster_kernel" if CLUSTER > 1 else "softmax_online_kernel"
-        SOURCE.launch(f"{kernel}<{parameters}>", grid, (THREADS, ROWS), x, out, M, np.int64(N))
+        SOURCE.launch(kernel, grid, (THREADS, ROWS), x, out, M, N, **template)
     return out

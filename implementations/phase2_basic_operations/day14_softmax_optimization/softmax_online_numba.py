@@ -7,16 +7,16 @@ import torch
 from numba import cuda, float32, int64
 from numba.cuda import libdevice
 
-from implementations.common.device import clusters
-from implementations.common.numba_cluster import (
+from implementations.common.device import properties
+from implementations.common.numba_cuda import launch
+from implementations.instructions.access import load, load_pack, shared_address, store, store_pack
+from implementations.instructions.cluster import (
     cluster_barrier,
     cluster_barrier_arrive,
     cluster_barrier_wait,
     cluster_dims,
     store_remote,
 )
-from implementations.common.numba_cuda import launch
-from implementations.common.numba_ptx import load, load_pack, shared_address, store, store_pack
 from implementations.phase2_basic_operations.day14_softmax_optimization.softmax_online import check
 
 BLOCK = 128  # threads a block, unless one row takes more
@@ -193,7 +193,7 @@ def softmax_online(x):
         VEC = 16 // x.element_size()
         if N % VEC:  # rows do not start at a multiple of 16 bytes
             VEC = 1
-        most = MAX_CLUSTER if clusters() else 1
+        most = MAX_CLUSTER if properties(x.device).clusters() else 1
         packs = -(-N // VEC)
         threads = max(min(packs, 32), -(-N // PER_THREAD))  # of a row
         threads = 1 << (threads - 1).bit_length()

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from implementations.common.device import programs
+from implementations.common.device import properties
 from implementations.phase2_basic_operations.day14_softmax_optimization.softmax_online import check
 
 TILE = 4096  # elements a program holds, unless one row is longer
@@ -120,7 +120,7 @@ def softmax_online(x):
         num_warps = min(max(ROWS * BLOCK_N // (32 * PER_THREAD), 4), 32)
         grid = (triton.cdiv(M, ROWS),)
         softmax_online_kernel[grid](x, out, M, N, ROWS, BLOCK_N, num_warps=num_warps)
-    elif M >= programs(1) and M * N > programs(1) * IN_L2:
+    elif M >= properties(x.device).programs(1) and M * N > properties(x.device).programs(1) * IN_L2:
         softmax_online_long_kernel[(M,)](x, out, N, BLOCK_N, num_warps=32)
     else:
         BLOCK_N = min(max(triton.next_power_of_2(triton.cdiv(N, MAX_TILES)), SPLIT), MAX_BLOCK_N)

@@ -2,10 +2,11 @@
 // as 4 x 8 fragments of mma.m16n8k16. Tiles of A and B travel to shared memory STAGES - 1 steps of
 // K ahead, a quarter of a tile before each of the four multiplications of a step; fragments travel
 // to registers one multiplication ahead, a quarter before each row of mma.
-#include "ptx.cuh"
+#include "access.cuh"
+#include "async_copy.cuh"
+#include "mma.cuh"
 
-constexpr int BLOCK_K = 64, WARP_M = 64, WARP_N = 64;
-constexpr int PARTS = BLOCK_K / 16;  // a step multiplies so often, and loads a part each time
+constexpr int WARP_M = 64, WARP_N = 64;
 
 // Column c of row r of a tile stands in shared memory at column swizzle(r, c): chunks of 16 bytes
 // change places, so that the eight rows an ldmatrix reads lie in different banks.
@@ -13,10 +14,11 @@ __device__ __forceinline__ int swizzle(int r, int c) {
     return c ^ r % 8 * 8;
 }
 
-// Copy part `part` of a ROWS x COLS tile from a row-major matrix of `cols` columns to shared
-// memory. `src` and `dst` are this thread's first chunk of 16 bytes: neighbours copy neighbouring
-// chunks, and those of a thread are STEP rows apart. Zeros beyond the rows and columns left.
-template <bool ALIGNED, int ROWS, int COLS, int STEP, typename T>
+// Copy part `part` of PARTS of a ROWS x COLS tile from a row-major matrix of `cols` columns to
+// shared memory. `src` and `dst` are this thread's first chunk of 16 bytes: neighbours copy
+// neighbouring chunks, and those of a thread are STEP rows apart. Zeros beyond the rows and columns
+// left.
+template <bool ALIGNED, int PARTS, int ROWS, int COLS, int STEP, typename T>
 __device__ __forceinline__ void load_part(int part, T* dst, const T* src, int rows_left,
                                           int cols_left, int cols) {
     constexpr int COUNT = ROWS / STEP / PARTS;
@@ -34,11 +36,13 @@ __device__ __forceinline__ void load_part(int part, T* dst, const T* src, int ro
     }
 }
 
-template <typename T, bool ALIGNED, int BLOCK_M, int BLOCK_N, int STAGES>
-__global__ void __launch_bounds__(BLOCK_M* BLOCK_N / 128)
+// ALIGNED: whether rows are whole chunks of 16 bytes. STAGES: tiles of A and B in shared memory.
+template <typename T, bool ALIGNED, int BLOCK_M, int BLOCK_N, int BLOCK_K, int STAGES, int THREADS>
+__global__ void __launch_bounds__(THREADS)
     matmul_tensor_core_kernel(const T* __restrict__ A, const T* __restrict__ B, T* __restrict__ C,
                               int M, int N, int K) {
-    constexpr int THREADS = BLOCK_M * BLOCK_N / 128;  // a warp for each 64 x 64
+    static_assert(THREADS / 32 * WARP_M * WARP_N == BLOCK_M * BLOCK_N, "a warp for each 64 x 64");
+    constexpr int PARTS = BLOCK_K / 16;  // a step multiplies so often, and loads a part each time
     extern __shared__ __align__(128) unsigned char shared[];
     constexpr int A_TILE = BLOCK_M * BLOCK_K, B_TILE = BLOCK_K * BLOCK_N;
     constexpr int STAGE = A_TILE + B_TILE;    // a tile of A, then a tile of B
@@ -61,10 +65,10 @@ __global__ void __launch_bounds__(BLOCK_M* BLOCK_N / 128)
     int ahead = 0;  // the step whose tiles are being loaded: beyond the last, they are zeros
     auto load = [&](int part) {
         const int stage = ahead % STAGES, k_left = K - ahead * BLOCK_K;
-        load_part<ALIGNED, BLOCK_M, BLOCK_K, STEP_A>(part, dst_a + stage * STAGE, src_a,
-                                                     M - m0 - row_a, k_left - col_a, K);
-        load_part<ALIGNED, BLOCK_K, BLOCK_N, STEP_B>(part, dst_b + stage * STAGE, src_b,
-                                                     k_left - row_b, N - n0 - col_b, N);
+        load_part<ALIGNED, PARTS, BLOCK_M, BLOCK_K, STEP_A>(part, dst_a + stage * STAGE, src_a,
+                                                            M - m0 - row_a, k_left - col_a, K);
+        load_part<ALIGNED, PARTS, BLOCK_K, BLOCK_N, STEP_B>(part, dst_b + stage * STAGE, src_b,
+                                                            k_left - row_b, N - n0 - col_b, N);
         if (part == PARTS - 1) {
             cp_async_commit();
             ++ahead;

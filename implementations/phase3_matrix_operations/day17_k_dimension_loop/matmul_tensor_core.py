@@ -3,7 +3,8 @@
 import torch
 
 from implementations.common.check import check_same, check_tensor
-from implementations.common.spec import Agreement, KernelSpec, Work, generator
+from implementations.common.rules import Contraction
+from implementations.common.spec import KernelSpec, Work, generator
 
 DTYPES = (torch.float16, torch.bfloat16)
 
@@ -59,7 +60,7 @@ SPEC = KernelSpec(
     bench_sizes=tuple(size(n, n, n) for n in (512, 1024, 2048, 4096, 8192)),
     headline=size(4096, 4096, 4096),
     dtypes=DTYPES,
-    agreement=Agreement("contraction", terms="K"),
+    agreement=Contraction("K"),
     machine_code=("wide loads", "wide stores", "tensor cores"),
     baselines={"cublas": torch.mm},
     sources=(

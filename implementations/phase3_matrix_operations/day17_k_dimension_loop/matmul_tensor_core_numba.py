@@ -6,10 +6,18 @@ import numpy as np
 import torch
 from numba import cuda, float32, int16, int32, int64, uint32
 
-from implementations.common import device
-from implementations.common import numba_ptx as ptx
+from implementations.common.device import properties
 from implementations.common.numba_cuda import launch
-from implementations.common.numba_ptx import global_address, shared_address
+from implementations.instructions.access import (
+    global_address,
+    load_shared_16,
+    pack_bf16,
+    pack_f16,
+    shared_address,
+    store_global_16,
+)
+from implementations.instructions.async_copy import cp_async_16, cp_async_commit, cp_async_wait
+from implementations.instructions.mma import ldmatrix_x4, ldmatrix_x4_trans, mma_m16n8k16
 from implementations.phase3_matrix_operations.day17_k_dimension_loop.matmul_tensor_core import check
 
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 256, 64
@@ -49,7 +57,7 @@ def load_part(ALIGNED, ROWS, COLS):
             to, at = dst + row * COLS, src + row * cols
             if ALIGNED:  # rows are whole chunks
                 bytes = 16 if row < rows_left and 0 < cols_left else 0
-                ptx.cp_async_16(shared_address(shared, to), global_address(matrix, at), bytes)
+                cp_async_16(shared_address(shared, to), global_address(matrix, at), bytes)
             else:
                 for k in range(8):
                     mask = row < rows_left and k < cols_left
@@ -61,9 +69,9 @@ def load_part(ALIGNED, ROWS, COLS):
 @cuda.jit(device=True)
 def load_fragments(rA, rB, buffer, shared, at_a, at_b, part, i):
     """Load fragments of 16 rows of A and 16 columns of B."""
-    r = ptx.ldmatrix_x4(shared_address(shared, at_a[part] + i * 16 * BLOCK_K))
+    r = ldmatrix_x4(shared_address(shared, at_a[part] + i * 16 * BLOCK_K))
     rA[buffer, i, 0], rA[buffer, i, 1], rA[buffer, i, 2], rA[buffer, i, 3] = r
-    r = ptx.ldmatrix_x4_trans(shared_address(shared, at_b[i] + part * 16 * BLOCK_N))
+    r = ldmatrix_x4_trans(shared_address(shared, at_b[i] + part * 16 * BLOCK_N))
     # two fragments: B's rows become the columns that mma wants
     j = 2 * i
     rB[buffer, j, 0], rB[buffer, j, 1], rB[buffer, j + 1, 0], rB[buffer, j + 1, 1] = r
@@ -71,11 +79,9 @@ def load_fragments(rA, rB, buffer, shared, at_a, at_b, part, i):
 
 @cache
 def matmul_tensor_core_kernel(dtype, ALIGNED, STAGES):
-    mma, pack = (
-        (ptx.mma_f16, ptx.pack_f16) if dtype == torch.float16 else (ptx.mma_bf16, ptx.pack_bf16)
-    )
+    mma, pack = mma_m16n8k16(dtype), pack_f16 if dtype == torch.float16 else pack_bf16
     load_a, load_b = load_part(ALIGNED, BLOCK_M, BLOCK_K), load_part(ALIGNED, BLOCK_K, BLOCK_N)
-    cp_async_wait, cp_async_wait_all = ptx.cp_async_wait(STAGES - 2), ptx.cp_async_wait(0)
+    cp_async_wait_stage, cp_async_wait_all = cp_async_wait(STAGES - 2), cp_async_wait(0)
 
     @cuda.jit(launch_bounds=THREADS)
     def kernel(A, B, C, M, N, K):
@@ -102,7 +108,7 @@ def matmul_tensor_core_kernel(dtype, ALIGNED, STAGES):
             for part in range(PARTS):
                 load_a(part, shared, dst_a + ahead * STAGE, A, src_a, rows_a, k_left - col_a, K)
                 load_b(part, shared, dst_b + ahead * STAGE, B, src_b, k_left - row_b, cols_b, N)
-            ptx.cp_async_commit()
+            cp_async_commit()
             src_a += BLOCK_K
             src_b += int64(BLOCK_K) * N
         # Of an ldmatrix, lane l gives the address of row l % 16, column 0 or 8. Where those of a
@@ -115,7 +121,7 @@ def matmul_tensor_core_kernel(dtype, ALIGNED, STAGES):
             at_b[j] = A_TILE + frag_row * BLOCK_N + warp_n + swizzle(frag_row, j * 16 + frag_col)
         rA = cuda.local.array((2, FRAGMENTS_M, 4), int32)  # the fragments in use and the next
         rB = cuda.local.array((2, FRAGMENTS_N, 2), int32)
-        cp_async_wait()
+        cp_async_wait_stage()
         cuda.syncthreads()  # stage 0 has arrived for all
         for i in range(FRAGMENTS_M):
             load_fragments(rA, rB, 0, shared, at_a, at_b, 0, i)
@@ -135,10 +141,10 @@ def matmul_tensor_core_kernel(dtype, ALIGNED, STAGES):
                 load_a(part, shared, to_a, A, src_a, rows_a, cols_a, K)
                 load_b(part, shared, to_b, B, src_b, rows_b, cols_b, N)
                 if part == PARTS - 1:
-                    ptx.cp_async_commit()
+                    cp_async_commit()
                     src_a += BLOCK_K
                     src_b += int64(BLOCK_K) * N
-                    cp_async_wait()
+                    cp_async_wait_stage()
                     cuda.syncthreads()  # the next stage has arrived for all, and all have left this
                     last = uint32(step) % uint32(STAGES) == STAGES - 1
                     stride = int32(-(STAGES - 1) * STAGE if last else STAGE)
@@ -176,8 +182,8 @@ def matmul_tensor_core_kernel(dtype, ALIGNED, STAGES):
             to = int64(m) * N + n
             if ALIGNED:
                 if m < M and n < N:
-                    words = ptx.load_shared_16(shared_address(shared, at))
-                    ptx.store_global_16(global_address(C, to), words)
+                    words = load_shared_16(shared_address(shared, at))
+                    store_global_16(global_address(C, to), words)
             else:
                 for k in range(8):
                     if m < M and n + k < N:
@@ -192,7 +198,7 @@ def matmul_tensor_core(a, b):
     c = torch.empty((M, N), dtype=a.dtype, device=a.device)
     if c.numel() > 0:
         ALIGNED = K % 8 == 0 and N % 8 == 0
-        stages = device.stages(MAX_STAGES, STAGE_BYTES)
+        stages = properties(a.device).stages(MAX_STAGES, STAGE_BYTES)
         kernel = matmul_tensor_core_kernel(a.dtype, ALIGNED, stages)
         A, B, C = (x.view(torch.int16).view(-1) for x in (a, b, c))  # the kernel moves bits
         grid = (-(-N // BLOCK_N), -(-M // BLOCK_M))

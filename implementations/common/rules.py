@@ -1,0 +1,129 @@
+"""How an output y is judged against the float64 oracle ŷ of the same rounded inputs.
+
+A spec names one rule, or one for each output. u is the unit roundoff of the output's dtype, u_a
+that of the fp32 accumulator, and r = u·max(|ŷ|, smallest normal number) the rounding of the
+result, subnormals included.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+U_ACC = 2.0**-24
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """One output as the reference has it.
+
+    value: ŷ, float64 unless it holds integers or bools. own: torch's result in the kernel's dtype.
+    magnitude: as ŷ, of the inputs' magnitudes, where the rule asks for it. size: the cell's.
+    """
+
+    value: torch.Tensor
+    own: torch.Tensor
+    magnitude: torch.Tensor | None
+    size: dict
+
+    @property
+    def rounding(self) -> torch.Tensor:
+        info = torch.finfo(self.own.dtype)
+        return self.value.abs().clamp_min_(info.tiny).mul_(info.eps / 2)
+
+
+class Rule:
+    """A rule gives the largest error allowed. needs_magnitude: whether it asks for that."""
+
+    needs_magnitude = False
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower()
+
+    def bound(self, oracle: Oracle) -> torch.Tensor | None:
+        """The largest |y - ŷ|, in the shape of ŷ; None: bit-equal to ŷ rounded to the dtype."""
+        raise NotImplementedError
+
+    def rms(self, oracle: Oracle) -> float:
+        """The largest relative rms error."""
+        return math.inf
+
+
+@dataclass(frozen=True)
+class Exact(Rule):
+    """Bit-equal to ŷ rounded to the output's dtype. So are all outputs of integers and bools."""
+
+    def bound(self, oracle):
+        return None
+
+
+@dataclass(frozen=True)
+class Unary(Rule):
+    """|y - ŷ| ≤ ulp units in the last place of ŷ: the documented accuracy."""
+
+    ulp: int = 4
+
+    def bound(self, oracle):
+        info = torch.finfo(oracle.own.dtype)
+        _, exponent = torch.frexp(oracle.value.abs().clamp_min_(info.tiny))
+        unit = torch.ldexp(torch.full_like(oracle.value, info.eps / 2), exponent)
+        return self.ulp * unit
+
+
+@dataclass(frozen=True)
+class Reduction(Rule):
+    """|y - ŷ| ≤ 8·√terms·u_a·Σ|x| + r, where the size's dimension `terms` is summed over.
+
+    8·√terms: roundings go up as often as down (Higham and Mary, SIAM J. Sci. Comput. 41, 2019).
+    """
+
+    terms: str
+    needs_magnitude = True
+
+    def bound(self, oracle):
+        count = oracle.size[self.terms]
+        return 8 * math.sqrt(count) * U_ACC * oracle.magnitude + oracle.rounding
+
+
+@dataclass(frozen=True)
+class Contraction(Reduction):
+    """|y - ŷ| ≤ 8·√terms·u_a·(|A||B|) + r.
+
+    Tensor cores truncate, on Hopper by at most 2·u_a·Σ|x| for every 16 terms: within the bound up
+    to 4096 terms even if each took the most.
+    """
+
+
+@dataclass(frozen=True)
+class Composite(Rule):
+    """Row by row, |y - ŷ| ≤ 2·max e + 8·u_a·max|ŷ| + r, and the relative rms error at most twice
+    torch's plus 2·u.
+
+    e is the error beyond r of torch in the same dtype: r itself, at a row's largest element, would
+    hide its small ones.
+    """
+
+    def bound(self, oracle):
+        error = (_error(oracle) - oracle.rounding).clamp_min_(0)
+        return 2 * _row_max(error) + 8 * U_ACC * _row_max(oracle.value.abs()) + oracle.rounding
+
+    def rms(self, oracle):
+        return 2 * relative_rms(_error(oracle), oracle.value) + torch.finfo(oracle.own.dtype).eps
+
+
+def relative_rms(error: torch.Tensor, value: torch.Tensor) -> float:
+    """‖error‖ / ‖value‖ over what is finite in `value`; 0 where both are 0."""
+    above = float(torch.linalg.vector_norm(error))
+    below = float(torch.linalg.vector_norm(value.masked_fill(~value.isfinite(), 0)))
+    return above / below if below else math.inf if above else 0.0
+
+
+def _error(oracle: Oracle) -> torch.Tensor:
+    return (oracle.own.double() - oracle.value).abs_().nan_to_num_(nan=0, posinf=0)
+
+
+def _row_max(x: torch.Tensor) -> torch.Tensor:
+    """The largest finite element of each row (last dimension), kept as a column."""
+    x = x.masked_fill(~x.isfinite(), 0)
+    return x.amax(-1, keepdim=True) if x.ndim and x.numel() else x

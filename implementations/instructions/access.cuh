@@ -1,0 +1,21 @@
+// Packs of 16 bytes: a thread moves neighbours in one access only where they are one object,
+// aligned as a whole. The twin of access.py.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+// COUNT neighbours that move in one access, of 16 bytes where they fill as many.
+template <typename T, int COUNT = 16 / sizeof(T)>
+struct alignas(COUNT * sizeof(T)) Pack {
+    T v[COUNT];
+};
+
+template <int COUNT, typename T>
+__device__ __forceinline__ Pack<T, COUNT> load_pack(const T* src) {
+    return *reinterpret_cast<const Pack<T, COUNT>*>(src);
+}
+
+template <typename T, int COUNT>
+__device__ __forceinline__ void store_pack(T* dst, const Pack<T, COUNT>& pack) {
+    *reinterpret_cast<Pack<T, COUNT>*>(dst) = pack;
+}

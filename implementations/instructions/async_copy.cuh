@@ -1,0 +1,41 @@
+// Copies from global to shared memory that a thread starts without waiting for them: they pass by
+// the registers, and are waited for in groups, in the order in which those were closed. The twin of
+// async_copy.py.
+#pragma once
+
+// Copy 16 bytes from global to shared memory, past the registers and L1, without waiting: the first
+// `bytes` of them from `src`, zeros for the rest.
+__device__ __forceinline__ void cp_async_16(void* dst, const void* src, int bytes) {
+#ifdef STUDY_CPU
+    study::Copy copy = {dst, {}, study::self->groups};
+    memcpy(copy.bytes, src, bytes);
+    study::self->copies.push_back(copy);
+    memset(dst, 0xFF, 16);  // what it holds until the wait is undefined
+#else
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                     (unsigned)__cvta_generic_to_shared(dst)),
+                 "l"(src), "r"(bytes)
+                 : "memory");
+#endif
+}
+
+// Close this thread's current group of copies.
+__device__ __forceinline__ void cp_async_commit() {
+#ifdef STUDY_CPU
+    ++study::self->groups;
+#else
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Wait until at most N of this thread's newest groups are still under way.
+template <int N>
+__device__ __forceinline__ void cp_async_wait() {
+#ifdef STUDY_CPU
+    auto& copies = study::self->copies;
+    for (; !copies.empty() && copies.front().group < study::self->groups - N; copies.pop_front())
+        memcpy(copies.front().dst, copies.front().bytes, 16);
+#else
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+#endif
+}

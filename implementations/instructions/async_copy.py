@@ -1,0 +1,46 @@
+"""Copies from global to shared memory that a thread starts without waiting for them.
+
+They pass by the registers, and are waited for in groups, in the order in which those were closed.
+The twin of async_copy.cuh.
+"""
+
+from functools import cache
+
+import numpy as np
+from numba.cuda import types
+
+from implementations.instructions.access import aligned
+from implementations.instructions.ptx import cpu, i32, i64, kind, ptx
+
+
+@kind("copy")
+@ptx("cp.async.cg.shared.global [$0], [$1], 16, $2;", types.void(i32, i64, i32), memory=True)
+def cp_async_16(dst, src, bytes):
+    """Copy 16 bytes from global to shared memory without waiting: the first `bytes` of them from
+    `src`, zeros for the rest."""
+    size, taken = 16 // dst.itemsize, bytes // dst.itemsize
+    values = np.zeros(size, dst.dtype)
+    values[:taken] = aligned(src)[:taken]
+    cpu.thread_state().setdefault("copies", [[]])[-1].append((aligned(dst), values))
+
+
+@kind("barrier")
+@ptx("cp.async.commit_group;", types.void(), memory=True)
+def cp_async_commit():
+    """Close this thread's current group of copies."""
+    cpu.thread_state().setdefault("copies", [[]]).append([])
+
+
+@kind("barrier")
+@cache
+def cp_async_wait(newest):
+    """`wait()`: until at most `newest` of this thread's latest groups are still under way."""
+
+    @ptx(f"cp.async.wait_group {newest};", types.void(), memory=True)
+    def wait():
+        groups = cpu.thread_state().setdefault("copies", [[]])
+        while len(groups) > newest + 1:
+            for dst, values in groups.pop(0):
+                dst[: len(values)] = values  # here and no earlier: a missing wait shows
+
+    return wait

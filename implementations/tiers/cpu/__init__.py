@@ -1,0 +1,28 @@
+"""The three backends without a GPU: their kernels run on the CPU, by the same host functions.
+
+`install` puts in place what stands in for a backend there: Triton's interpreter, mended; CUDA C++
+compiled for the CPU; Numba's kernels with greenlets for threads.
+"""
+
+from importlib import import_module
+
+from implementations.common import device
+from implementations.common.device import Properties
+
+
+class OnCpu(Properties):
+    """As many programs as multiprocessors, always: so few that a small grid loops."""
+
+    def programs(self, per_multiprocessor: int) -> int:
+        return self.multiprocessors
+
+
+PROPERTIES = OnCpu(capability=(9, 0), multiprocessors=2, shared_bytes=227 * 1024)
+
+
+def install(stand_in: str | None) -> None:
+    """Have hosts find the CPU where they ask for a GPU, and a module of this package put in place
+    what its backend needs. RuntimeError where that cannot be."""
+    device.describe = lambda device: PROPERTIES
+    if stand_in:
+        import_module(f"{__name__}.{stand_in}").install()

@@ -1,0 +1,283 @@
+"""Checks the checks: every mutant of every kernel must be rejected by `verify.check`.
+
+A mutant (`study.faults`) is tried on the CPU tier, whatever the machine: its files, in a temporary
+folder, come first on `implementations.__path__`, so that they shadow the kernel's own, while spec,
+inputs and hash stay the kernel's. It is tried cell by cell, small ones first, until one rejects it.
+The kernel itself must agree there under the same conditions, or the rejection proves nothing. What
+no cell rejects is tried again under stricter conditions: a sanitizer, other orders of threads.
+
+Status of a mutant:
+    killed      rejected, by the check named (CHECKS, below)
+    survived    accepted everywhere: a check, a size or an input is missing
+    equivalent  accepted everywhere, and `equivalent_mutants.csv` says why it is not wrong
+    not built   no kernel at all: refused by the compiler, or in Python by what stands in for it
+"""
+
+import importlib
+import os
+import re
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+
+import pandas as pd
+from rich.table import Column, Table
+
+import implementations
+from implementations.common import registry
+from implementations.common.check import dtype_name
+from study.agree import verify
+from study.agree.faults import OPERATORS, Mutant, mutants
+from study.bench import store
+from study.bench.cells import Cell, Selection, size_text
+from study.bench.fingerprint import fingerprint
+from study.bench.progress import console, progress
+from study.bench.worker import Worker, WorkerFailed, workers
+
+EQUIVALENT = Path(__file__).with_name("equivalent_mutants.csv")  # written by hand
+KEY = ["kernel", "backend", "operator", "before", "after", "nth"]  # of a mutant
+ON_CPU = {"STUDY_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}  # a worker a core
+
+Conditions = dict[str, str]  # environment variables
+
+STRICTER: dict[tuple[str, str], tuple[Conditions, ...]] = {
+    **{(operator, "cupy"): ({"STUDY_SANITIZE": "address"},) for operator in OPERATORS},
+    ("barrier missing", "cupy"): ({"STUDY_SANITIZE": "thread"},),
+    ("barrier missing", "numba"): tuple({"STUDY_THREAD_SEED": str(s)} for s in range(2, 6)),
+}
+
+# What an error says → the check that it comes from; the first that fits. Anything else that is
+# raised is the refusal of a compiler, or of Python where a compiler would have refused.
+NOT_BUILT = "not built"
+CHECKS = (
+    ("AddressSanitizer|lie in no tensor", "addresses"),
+    ("ThreadSanitizer", "races"),
+    ("deadlock|takes no part|must be in the mask", "deadlock"),
+    ("no answer within", "time limit"),
+    ("terminated abruptly|killed by|exited with", "crash"),
+    ("it wrote outside", "guard zones"),
+    ("it changed input", "inputs changed"),
+    ("differs from run", "runs differ"),
+    (r"^output \d|output\(s\) must|must be allocated", "values"),
+    ("out of bounds|could not broadcast input array", "indices"),
+    ("multiple of", "alignment"),
+    ("a (grid|block) must have", "launch"),
+    ("ZeroDivisionError|OverflowError", "arithmetic"),
+)
+
+
+# --- in a worker ----------------------------------------------------------------------------------
+
+
+def attempt(cell: Cell, root: Path | None, conditions: Conditions) -> tuple[str, str]:
+    """Status and error of `verify.check`, with the files below `root` in place of the kernel's own.
+
+    It runs in a fork of the worker: what a wrong kernel destroys there is nobody else's.
+    """
+    import torch._dynamo  # noqa: F401  (torch would import it in each fork, for a second or more)
+
+    registry.missing(cell.backend)  # which imports its packages, here and not in each fork
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        return pool.submit(_attempt, cell, root, conditions).result()
+
+
+def _attempt(cell: Cell, root: Path | None, conditions: Conditions) -> tuple[str, str]:
+    os.environ.update(conditions)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the last words of a wrong kernel are no news
+    if root:
+        os.environ["XDG_CACHE_HOME"] = str(root.parent)  # mutants are compiled to be thrown away
+        implementations.__path__.insert(0, str(root))
+        importlib.invalidate_caches()
+    try:
+        row = verify.check(cell)
+    except Exception as error:
+        return "failed", f"{type(error).__name__}: {error}"
+    return row["status"], row["error"]
+
+
+# --- one mutant -----------------------------------------------------------------------------------
+
+
+def attempts(mutant: Mutant, known: dict[tuple, tuple]) -> list[tuple[Cell, Conditions]]:
+    """Where a mutant is tried, in order: what killed it last time, then small cells first.
+
+    known: by a mutant's key, dtype, size and conditions of what killed it.
+    """
+    spec, cells = registry.spec(mutant.kernel), []
+    for place, dtype in enumerate(spec.dtypes):
+        for size in spec.check_sizes:
+            cell = Cell(mutant.kernel, mutant.backend, dtype_name(dtype), size_text(size))
+            work = spec.work(dtype, **size).bytes
+            cells.append((place, not work, work, cell))
+    cells = [cell for *_, cell in sorted(cells, key=lambda entry: entry[:3])]
+    stricter = STRICTER.get((mutant.operator, mutant.backend), ())
+    found = [(cell, conditions) for conditions in ({}, *stricter) for cell in cells]
+    last = known.get(mutant.key)
+    return sorted(found, key=lambda a: (a[0].dtype, a[0].size, _text(a[1])) != last)
+
+
+def _text(conditions: Conditions) -> str:
+    return " ".join(f"{name}={value}" for name, value in conditions.items())
+
+
+def write(mutant: Mutant, root: Path) -> None:
+    """The implementation with the fault, below `root` as it lies below `implementations`."""
+    folder = registry.folders()[mutant.kernel]
+    at = root / folder.parent.name / folder.name
+    at.mkdir(parents=True)
+    for path in registry.files(mutant.kernel, mutant.backend):
+        text = mutant.content if path.name == mutant.file else path.read_text()
+        (at / path.name).write_text(text)
+
+
+class Trials:
+    """Tries mutants in workers; remembers where the kernels themselves agree.
+
+    known, listed: by a mutant's key, what killed it last time, and why it is equivalent.
+    """
+
+    def __init__(self, folder: Path, known: dict[tuple, tuple], listed: dict[tuple, str]):
+        self.folder, self.known, self.listed = folder, known, listed
+        self.agrees: set[tuple] = set()
+
+    def __call__(self, worker: Worker, mutant: Mutant) -> dict:
+        """The row of mutants.csv. RuntimeError where the kernel itself is rejected."""
+        begun = time.monotonic()
+        root = Path(tempfile.mkdtemp(dir=self.folder))
+        write(mutant, root)
+        row = {name: value for name, value in asdict(mutant).items() if name != "content"}
+        row |= {"status": "survived", "by": "", "dtype": "", "size": "", "conditions": ""}
+        for cell, conditions in attempts(mutant, self.known):
+            if by := rejection(*self.tried(worker, cell, root, conditions)):
+                built = by != NOT_BUILT
+                row |= {"status": "killed", "by": by} if built else {"status": NOT_BUILT}
+                row |= {"dtype": cell.dtype, "size": cell.size, "conditions": _text(conditions)}
+                self.control(worker, cell, conditions)
+                break
+        reason = self.listed.get(mutant.key, "")
+        if row["status"] == "survived" and reason:
+            row["status"] = "equivalent"
+        row |= {"reason": reason, "seconds": round(time.monotonic() - begun, 2)}
+        return row | {"source_hash": fingerprint(mutant.kernel, mutant.backend)}
+
+    def tried(self, worker, cell, root, conditions) -> tuple[str, str]:
+        limit = verify.TIMEOUT if worker.alive else verify.FIRST_TIMEOUT
+        try:
+            status, error = worker.call(attempt, cell, root, conditions, timeout=limit)
+        except WorkerFailed as failure:
+            return "failed", failure.reason
+        if status == "unavailable":
+            raise RuntimeError(f"{cell} cannot run here: {error}")
+        return status, error
+
+    def control(self, worker, cell, conditions) -> None:
+        """The kernel itself must agree where a mutant of it was rejected."""
+        key = cell, _text(conditions)
+        if key not in self.agrees:
+            status, error = self.tried(worker, cell, None, conditions)
+            if status != "agrees":
+                raise RuntimeError(f"{cell} must agree before its mutants can be judged: {error}")
+            self.agrees.add(key)
+
+
+def rejection(status: str, error: str) -> str:
+    """Which of CHECKS an attempt's error comes from; else NOT_BUILT; "" where it agreed."""
+    if status == "agrees":
+        return ""
+    found = (by for pattern, by in CHECKS if re.search(pattern, error, re.MULTILINE))
+    return next(found, NOT_BUILT)
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+def listed() -> dict[tuple, str]:
+    """By the key of a mutant that is not wrong, the reason why."""
+    table = pd.read_csv(EQUIVALENT)
+    return {tuple(row[name] for name in KEY): row["reason"] for row in table.to_dict("records")}
+
+
+def known(table: pd.DataFrame) -> dict[tuple, tuple]:
+    """By the key of a mutant in mutants.csv: dtype, size and conditions of what killed it."""
+    if table.empty:
+        return {}
+    table = table.astype({"conditions": object}).fillna({"conditions": ""})
+    rows = table[table["status"] == "killed"].to_dict("records")
+    return {
+        tuple(row[name] for name in KEY): (row["dtype"], row["size"], row["conditions"])
+        for row in rows
+    }
+
+
+def run(selection: Selection, *, data: Path) -> bool:
+    """Try all mutants of a selection; print what killed them; keep the rows in data/mutants.csv.
+
+    An implementation's rows are saved when its last mutant has been tried. Returns whether none
+    survived, no entry of equivalent_mutants.csv is wrong, and no backend is missing that was
+    selected by name.
+    """
+    path, reasons, rows = data / "mutants.csv", listed(), []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        workers(len(os.sched_getaffinity(0)), ON_CPU) as each,
+    ):
+        trials = Trials(Path(folder), known(store.read(path)), reasons)
+        missing = dict(zip(selection.backends, each(_missing, selection.backends), strict=True))
+        present = [backend for backend in selection.backends if not missing[backend]]
+        made = {(k, b): mutants(k, b) for k in selection.kernels for b in present}
+        with progress("mutants", sum(map(len, made.values()))) as step:
+            for (kernel, backend), of_one in made.items():
+                begun = len(rows)
+                for mutant, row in zip(of_one, each(trials, of_one), strict=True):
+                    step(f"{kernel} {backend} {mutant.operator}, line {mutant.line}")
+                    rows.append(row)
+                store.replace(path, Selection((kernel,), (backend,)), rows[begun:])
+    for backend, reason in missing.items():
+        if reason:
+            console.print(f"{backend} cannot run here: {reason}")
+    wrong = _wrong(rows, [key for key in reasons if key[:2] in made])
+    _summarise(rows, wrong)
+    return bool(rows) and not wrong and not (selection.by_name and any(missing.values()))
+
+
+def _missing(worker: Worker, backend: str) -> str | None:
+    return worker.call(registry.missing, backend, timeout=verify.FIRST_TIMEOUT)
+
+
+def _wrong(rows: list[dict], entries: list[tuple]) -> list[str]:
+    """What must not be: survivors, and entries of equivalent_mutants.csv that are wrong."""
+    found = []
+    for row in rows:
+        if row["status"] == "survived":
+            what = "survived"
+        elif row["status"] == "killed" and row["reason"]:
+            what = f"is listed as equivalent, but killed by {row['by']}"
+        else:
+            continue
+        place = f"{row['file']}:{row['line']} {row['operator']}"
+        found.append(f"{place} {what}\n  - {row['before']}\n  + {row['after']}")
+    keys = {tuple(row[name] for name in KEY) for row in rows}
+    return found + [
+        f"{EQUIVALENT.name} lists what is no mutant: {key}" for key in entries if key not in keys
+    ]
+
+
+def _summarise(rows: list[dict], wrong: list[str]) -> None:
+    table = Table(Column("kernel", no_wrap=True), "operator", "killed", "neither", "by")
+    groups = {}
+    for row in rows:
+        groups.setdefault((row["kernel"], row["operator"]), []).append(row)
+    for (kernel, operator), group in groups.items():
+        status = Counter(row["status"] for row in group)
+        by = Counter(row["by"] for row in group if row["status"] == "killed")
+        killed = f"{status['killed']} of {status['killed'] + status['survived']}"
+        neither = (f"{status[s]} {s}" for s in ("equivalent", NOT_BUILT) if status[s])
+        checks = (f"{check} {count}" for check, count in by.most_common())
+        table.add_row(kernel, operator, killed, ", ".join(neither), ", ".join(checks))
+    console.print(table)
+    for text in wrong:
+        console.print(text, markup=False, soft_wrap=True)

@@ -1,0 +1,303 @@
+"""Checks every implementation against the oracle, and that it touches nothing but its outputs."""
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from threading import Event, Lock
+
+import pandas as pd
+import torch
+from rich.table import Column, Table
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from implementations import DEVICE, TORCH_DEVICE
+from implementations.common import registry
+from implementations.tiers.cpu.cuda_cpp import SANITIZERS
+from study.agree import agreement
+from study.bench import store
+from study.bench.cells import Cell, Selection
+from study.bench.fingerprint import fingerprint
+from study.bench.progress import console, progress
+from study.bench.worker import PACKAGES, Worker, WorkerFailed, workers
+from study.speed.ratios import KEY
+
+RUNS = 3 if DEVICE == "cuda" else 2  # on the CPU the second takes the threads in another order
+GUARD = 2**20  # bytes before and after each tensor: more than a tile overshoots
+ALIGNMENT = 256  # bytes, what the CUDA allocator gives
+NAN = 0xFF  # every byte of it: NaN in the float dtypes, -1 in the integers
+FENCE = 0xA5  # around outputs: no NaN, or a NaN copied from out of bounds would go unseen
+WORKERS = 12  # at most: more would fill a GPU's memory
+FIRST_TIMEOUT, TIMEOUT = 300, 120  # seconds for a child's first cell (imports), for any other
+
+ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+NOT_JUDGED = agreement.Judgement(margin=math.nan, rms=math.nan, error="")
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A tensor and the zones of bytes before and after it."""
+
+    tensor: torch.Tensor
+    inside: torch.Tensor
+    zones: tuple[torch.Tensor, torch.Tensor]
+    fence: int  # each byte of the zones
+
+    def intact(self) -> bool:
+        """Whether nothing was written into the zones."""
+        return all(bool((zone == self.fence).all()) for zone in self.zones)
+
+    def holds(self, x: torch.Tensor) -> bool:
+        """Whether `x` lies here; an empty tensor lies anywhere."""
+        return x.numel() == 0 or 0 <= x.data_ptr() - self.inside.data_ptr() < self.inside.numel()
+
+
+def guarded(like: torch.Tensor, fence: int) -> Guarded:
+    """A tensor of NaN between guard zones, with the shape, strides, dtype and device of `like`."""
+    last = sum((n - 1) * stride for n, stride in zip(like.shape, like.stride(), strict=True))
+    count = (last + 1) * like.element_size() if like.numel() else 0
+    buffer = torch.full((2 * GUARD + count,), fence, dtype=torch.uint8, device=like.device)
+    start = GUARD - (buffer.data_ptr() + GUARD) % ALIGNMENT
+    before, inside, after = buffer.tensor_split([start, start + count])
+    tensor = inside.fill_(NAN).view(like.dtype).as_strided(like.shape, like.stride())
+    return Guarded(tensor, inside, (before, after), fence)
+
+
+class GuardedAllocations(TorchDispatchMode):
+    """While active, what `torch.empty` and its relatives give is full of NaN and guarded."""
+
+    def __init__(self):
+        super().__init__()
+        self.made: list[Guarded] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function.overloadpacket.__name__ not in ALLOCATIONS:
+            return result
+        self.made.append(guarded(result, FENCE))
+        return self.made[-1].tensor
+
+
+def seed(cell: Cell) -> int:
+    """The seed of a cell's inputs: the same in every backend and on every machine."""
+    text = f"{cell.kernel}-{cell.dtype}-{cell.size}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+
+
+def check(cell: Cell) -> dict:
+    """Verify one cell; its row of agreement.csv.
+
+    The kernel runs `RUNS` times on guarded inputs. It agrees if its outputs do, if they lie in
+    memory it allocated by `torch.empty` or a relative, if the runs are bit-identical, and if the
+    inputs and all guard zones stay as they were. What the kernel raises is passed on.
+    """
+    try:
+        host = registry.load(cell.kernel, cell.backend)
+        return _check(cell, host)
+    except registry.Unavailable as error:
+        return _row(cell, "unavailable", str(error))
+    except torch.OutOfMemoryError:
+        return _row(cell, "unavailable", "the check does not fit this GPU's memory")
+    finally:
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()  # for the checks beside it
+
+
+def _check(cell: Cell, host) -> dict:
+    spec = registry.spec(cell.kernel)
+    inputs = list(spec.make_inputs(cell.torch_dtype, TORCH_DEVICE, seed(cell), **cell.sizes))
+    placed = {}
+    for i, x in enumerate(inputs):
+        if isinstance(x, torch.Tensor):
+            placed[i] = guarded(x, NAN)
+            inputs[i] = placed[i].tensor.copy_(x)
+    before = {i: place.inside.clone() for i, place in placed.items()}
+
+    errors = {}  # as an ordered set: the runs repeat them
+    first = None
+    for run in range(RUNS):
+        with GuardedAllocations() as allocations, _thread_order(seed=run):
+            outputs = host(*inputs)
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        for i, place in placed.items():
+            if not place.intact():
+                errors[f"it wrote outside input {i}"] = None
+            if not torch.equal(place.inside, before[i]):
+                errors[f"it changed input {i}"] = None
+        for place in allocations.made:
+            if not place.intact():
+                errors[f"it wrote outside its tensor of shape {tuple(place.tensor.shape)}"] = None
+        tensors = [y for y in agreement.as_tuple(outputs) if isinstance(y, torch.Tensor)]
+        for i, y in enumerate(tensors):
+            if not any(place.holds(y) for place in allocations.made):
+                errors[f"output {i} must be allocated by torch.empty or a relative"] = None
+        bits = [y.reshape(-1).view(torch.uint8) for y in tensors]
+        first = bits if run == 0 else first
+        if not all(map(torch.equal, first, bits)):
+            errors[f"run {run + 1} differs from run 1"] = None
+
+    first = before = bits = tensors = None  # a huge size leaves no room for them beside the oracle
+    deterministic = not any(error.startswith("run ") for error in errors)
+    judged = agreement.judge(spec, cell.sizes, tuple(inputs), outputs)
+    text = "; ".join([*errors, judged.error] if judged.error else errors)
+    status = "disagrees" if text else "agrees"
+    return _row(cell, status, text, judged, deterministic)
+
+
+@contextmanager
+def _thread_order(seed: int) -> Iterator[None]:
+    """On the CPU tier: the threads of a block run in an order drawn by `seed`; 0: as they stand."""
+    name = "STUDY_THREAD_SEED"
+    before = os.environ.get(name)
+    if seed:
+        os.environ[name] = str(seed)
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
+
+
+def _row(cell: Cell, status: str, error="", judged=NOT_JUDGED, deterministic=False) -> dict:
+    return asdict(cell) | {
+        "rule": agreement.rule_name(registry.spec(cell.kernel)),
+        "margin": judged.margin,
+        "rms": judged.rms,
+        "deterministic": deterministic,
+        "status": status,
+        "error": error,
+        "source_hash": fingerprint(cell.kernel, cell.backend),
+    }
+
+
+def run(selection: Selection, large: bool, data: Path) -> bool:
+    """Verify a selection, each cell in a worker; print a summary. On a GPU, save agreement.csv.
+
+    large: on a GPU, also check the headline and the huge sizes. Returns whether all agree; a
+    backend that cannot run here counts against it only where it was selected by name.
+    """
+    if DEVICE == "compile":
+        raise RuntimeError("verify must run the kernels, got STUDY_DEVICE=compile")
+    missing = {backend: registry.missing(backend) for backend in selection.backends}
+    for backend, reason in missing.items():
+        if reason:
+            console.print(f"{backend} cannot run here: {reason}")
+
+    if DEVICE == "cuda":
+        path = data / store.machine_name(torch.cuda.get_device_name()) / "agreement.csv"
+        store.read(path)  # a damaged file is refused before any work
+    kinds = ("check", "large") if large and DEVICE == "cuda" else ("check",)
+    order = {cell: i for i, cell in enumerate(c for kind in kinds for c in selection.cells(kind))}
+    rows = []
+    with progress("verify", len(order)) as step:
+        try:
+            for _ in _verify(selection, kinds, missing, step, rows):
+                if DEVICE == "cuda":
+                    _save(path, rows[:])  # others append to it meanwhile
+        finally:
+            if DEVICE == "cuda" and rows:
+                _save(path, rows)
+
+    rows.sort(key=lambda row: order[Cell(*(row[name] for name in KEY))])
+    _summarise(rows)
+    status = {row["status"] for row in rows}
+    return (
+        "agrees" in status
+        and not status & {"disagrees", "failed"}
+        and not (selection.by_name and any(missing.values()))
+    )
+
+
+def sanitize(selection: Selection) -> bool:
+    """Run the CUDA kernels under AddressSanitizer, then ThreadSanitizer; print what they find.
+
+    On the CPU tier, at the check sizes; nothing is saved. Returns whether all agree and nothing was
+    found: no access outside a tensor, no race on shared memory. Raises RuntimeError on a GPU, where
+    compute-sanitizer does this.
+    """
+    if DEVICE != "cpu":
+        raise RuntimeError(f"--sanitize must run on the CPU (STUDY_DEVICE=cpu), got {DEVICE}")
+    if reason := registry.missing("cupy"):
+        raise RuntimeError(f"cupy cannot run here: {reason}")
+    cells = list(replace(selection, backends=("cupy",)).cells("check"))
+    rows = []
+    with progress("sanitize", len(SANITIZERS) * len(cells)) as step:
+        for sanitizer in SANITIZERS:
+            with Worker({"STUDY_SANITIZE": sanitizer}) as worker:
+                for cell in cells:
+                    step(f"{cell}, {sanitizer}")
+                    rows.append(_call(worker, cell) | {"backend": f"cupy, {sanitizer}"})
+    _summarise(rows)
+    return all(row["status"] == "agrees" for row in rows)
+
+
+def _verify(selection: Selection, kinds, missing, step, rows: list[dict]) -> Iterator[None]:
+    """Append the rows of a selection to `rows`, implementations in parallel; yields as they end."""
+    alone, stopped = Lock(), Event()
+    parts = [
+        Selection((kernel,), (backend,))
+        for kernel in selection.kernels
+        for backend in selection.backends
+    ]
+
+    def verify(worker: Worker, part: Selection) -> None:
+        for kind in kinds:
+            with alone if kind == "large" else nullcontext():  # it may take all of the memory
+                for cell in part.cells(kind):
+                    if stopped.is_set():
+                        return
+                    step(str(cell))
+                    reason = missing[cell.backend]
+                    row = _row(cell, "unavailable", reason) if reason else _call(worker, cell)
+                    if not stopped.is_set():  # else what failed was the worker
+                        rows.append(row)
+
+    with workers_here(len(parts)) as each:
+        try:
+            yield from each(verify, parts)
+        finally:
+            stopped.set()  # before the workers are gone
+
+
+def workers_here(items: int) -> AbstractContextManager[Callable]:
+    """As many workers as can run so many items at once."""
+    count = min(WORKERS, os.cpu_count() or 1, items) or 1
+    return workers(count, preload=PACKAGES if DEVICE == "cuda" else None)
+
+
+def _call(worker: Worker, cell: Cell) -> dict:
+    try:
+        return worker.call(check, cell, timeout=TIMEOUT if worker.alive else FIRST_TIMEOUT)
+    except WorkerFailed as failure:
+        return _row(cell, "failed", failure.reason)
+
+
+def _save(path: Path, rows: list[dict]) -> None:
+    """Replace the rows of these cells, keep the others."""
+    tables = [table for table in (store.read(path), pd.DataFrame(rows)) if not table.empty]
+    store.write(path, pd.concat(tables).drop_duplicates(KEY, keep="last"))
+
+
+def _summarise(rows: list[dict]) -> None:
+    table = Table(Column("kernel", no_wrap=True), "backend", "agree", "worst margin", "not checked")
+    for (kernel, backend), group in pd.DataFrame(rows).groupby(["kernel", "backend"], sort=False):
+        status, margin = group["status"], group["margin"].max()
+        checked = group[status != "unavailable"]
+        reasons = group.loc[status == "unavailable", "error"].unique()
+        table.add_row(
+            kernel,
+            backend,
+            f"{(status == 'agrees').sum()} of {len(checked)}" if len(checked) else "",
+            "" if math.isnan(margin) else f"{margin:.3g}",
+            "; ".join(reasons),
+        )
+    console.print(table)
+    for row in rows:
+        if row["status"] in ("disagrees", "failed"):
+            cell = Cell(*(row[name] for name in KEY))
+            console.print(f"{cell} {row['status']}: {row['error']}", markup=False, soft_wrap=True)

@@ -1,0 +1,73 @@
+"""The files of data/: one folder a machine; written atomically, refused where damaged."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+
+from implementations.common import registry
+from study.bench.cells import Selection
+
+
+class DamagedData(RuntimeError):
+    """A data file that cannot be read; it is left as it is."""
+
+
+def machine_name(device_name: str) -> str:
+    """ "NVIDIA H100 80GB HBM3" → "nvidia-h100-80gb-hbm3"."""
+    return re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
+
+
+def read(path: Path) -> pd.DataFrame:
+    """A CSV or Parquet table; an empty frame where there is no file. Raises DamagedData."""
+    if not path.exists():
+        return pd.DataFrame()
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        return pd.read_csv(path, dtype={"source_hash": str, "code": str})  # of digits, a number
+    except Exception as error:
+        raise DamagedData(f"{path} is damaged and was left untouched: {error}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a path to write to, which then takes the place of `path` in one step.
+
+    An interruption or a full disk leaves the old file as it was, and nothing beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write(path: Path, table: pd.DataFrame) -> None:
+    """Replace a CSV or Parquet table in one step."""
+    with replacing(path) as part:
+        if path.suffix == ".parquet":
+            table.to_parquet(part, index=False)
+        else:
+            table.to_csv(part, index=False, lineterminator="\n", float_format="%.6g")
+
+
+def replace(path: Path, selection: Selection, new: list[dict]) -> pd.DataFrame:
+    """Replace the selection's rows of a table; returns all of it, in the registry's order."""
+    table = read(path)
+    if len(table):
+        kernels, backends = table["kernel"], table["backend"]
+        table = table[~(kernels.isin(selection.kernels) & backends.isin(selection.backends))]
+    table = pd.concat([table, pd.DataFrame(new)], ignore_index=True)
+    if len(table.columns):
+        names = (*registry.kernels(), *registry.BACKENDS)
+        place = {name: at for at, name in enumerate(names)}
+        by = ["kernel", "backend"]
+        table = table.sort_values(by, key=lambda column: column.map(place), kind="stable")
+        write(path, table)
+    return table

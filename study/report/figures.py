@@ -1,0 +1,509 @@
+"""The report's figures: a function each, and the file has the function's name.
+
+All are SVG with text as text, the same bytes for the same data. `themed` adapts them to the page.
+"""
+
+import re
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+import seaborn as sns  # noqa: E402
+import torch  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402
+from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
+
+from implementations.common import registry  # noqa: E402
+from implementations.common.check import dtype_name  # noqa: E402
+from study.bench.cells import parse_size  # noqa: E402
+from study.report.claims import Data, headline  # noqa: E402
+from study.speed.ratios import WARM  # noqa: E402
+
+INK, MUTED, GRID, PAPER = "#1b1f24", "#5d6570", "#dfe2e6", "#ffffff"
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "study",
+    "font.family": ["DejaVu Sans", "sans-serif"],
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "axes.linewidth": 0.8,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 6,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+    "axes.grid": True,
+    "figure.max_open_warning": 0,  # a figure a kernel, and all are made before they are saved
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a backend is drawn everywhere; `dark`: its colour on a dark page."""
+
+    color: str
+    dark: str
+    marker: str
+    dashes: tuple
+
+
+# Okabe and Ito's colours, which the colour-blind tell apart; on a dark page their lighter kin.
+PALETTE = (
+    Look("#0072b2", "#56b4e9", "o", ()),
+    Look("#d55e00", "#f28e42", "s", (5, 1.5)),
+    Look("#009e73", "#2fc89b", "^", (1.5, 1.2)),
+    Look("#cc79a7", "#dd9cc2", "D", (5, 1.5, 1.5, 1.5)),
+    Look("#7a5c00", "#f0e442", "v", (3, 1)),
+)
+NAMED_BELOW = 0.85  # of the limit: above, where most points lie, names would cover each other
+LABELS = 15  # along a figure's width, without overlap
+BASELINE = (("X", (1, 1.5)), ("P", (4, 2)), ("d", (6, 2, 1, 2)))  # all in grey
+
+
+def looks() -> dict[str, Look]:
+    """Backend → its look, in the registry's order."""
+    return dict(zip(registry.BACKENDS, cycle(PALETTE), strict=False))
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure as SVG without date or version, and close it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        metadata = {"Date": None, "Creator": None}
+        figure.savefig(path, format="svg", metadata=metadata, bbox_inches="tight", pad_inches=0.06)
+    plt.close(figure)
+    text = path.read_text()
+    used = set(re.findall(r"#([\w-]+)", text))
+    text = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", text)
+    path.write_text("\n".join(line.rstrip() for line in text.splitlines()) + "\n")
+
+
+def themed(svg: str, label: str) -> str:
+    """An SVG file's text as an element of the page, in the page's colours, described by `label`."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"| height="[^"]*pt"', r"\1", svg, count=2)
+    colors = {
+        INK: "currentColor",
+        MUTED: "var(--muted)",
+        GRID: "var(--grid)",
+        PAPER: "var(--paper)",
+    }
+    colors |= {look.color: f"var(--{backend})" for backend, look in looks().items()}
+    for color, variable in colors.items():
+        svg = svg.replace(color, variable)
+    svg = re.sub(r"font: ([^;]*px)[^;]*|font-family: [^;]*", _font, svg)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+def _font(style: re.Match) -> str:
+    """The page's typeface in place of the figure's; matplotlib writes either property."""
+    return f"font: {style[1]} var(--sans)" if style[1] else "font-family: var(--sans)"
+
+
+def _empty(ax) -> None:
+    ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center", color=MUTED)
+
+
+def _legend(figure: Figure, entries: dict[str, Line2D]) -> None:
+    figure.legend(
+        entries.values(),
+        entries.keys(),
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=len(entries),
+        handlelength=2.6,
+        columnspacing=1.3,
+        borderaxespad=0,
+    )
+
+
+def _points(ms: float) -> dict[str, Line2D]:
+    """The backends' entries in the legend of a figure of points."""
+    return {
+        registry.BACKENDS[backend].title: Line2D(
+            [], [], color=look.color, marker=look.marker, ls="", mec=PAPER, ms=ms
+        )
+        for backend, look in looks().items()
+    }
+
+
+def speed_against_complexity(data: Data) -> Figure:
+    """Each implementation: its tokens, and its speed as a fraction of the measured limit.
+
+    Kernels that stay below the limit in one backend are named.
+    """
+    rows = []
+    for kernel in registry.kernels():
+        for backend in registry.BACKENDS:
+            speed, tokens = data.of_limit(kernel, backend), data.tokens(kernel, backend)
+            rows.append((kernel, backend, tokens.value, speed.value, speed.low, speed.high))
+    table = pd.DataFrame(rows, columns=["kernel", "backend", "tokens", "speed", "low", "high"])
+    table = table.dropna()
+    with matplotlib.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(7.0, 3.7), layout="constrained")
+        if table.empty:
+            _empty(ax)
+        for kernel, group in table.groupby("kernel", sort=False):
+            ax.plot(group.tokens, 100 * group.speed, color=MUTED, lw=0.8, alpha=0.6, zorder=1)
+            if group.speed.min() < NAMED_BELOW:
+                last = group.loc[group.tokens.idxmax()]
+                offset = {"xytext": (9, 0), "textcoords": "offset points", "va": "center"}
+                ax.annotate(kernel, (last.tokens, 100 * last.speed), **offset, color=MUTED)
+        for backend, group in table.groupby("backend", sort=False):
+            look = looks()[backend]
+            error = 100 * abs(group[["low", "high"]].sub(group.speed, axis=0)).T.to_numpy()
+            style = {"marker": look.marker, "color": look.color, "mec": PAPER, "ms": 8, "zorder": 3}
+            ax.errorbar(
+                group.tokens, 100 * group.speed, error, ls="", elinewidth=1, capsize=2, **style
+            )
+        ax.axhline(100, color=INK, lw=1)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+        ax.xaxis.set_minor_formatter("")
+        ax.set_ylim(0, 109)
+        ax.set_xlabel("tokens (device, host and tuning code)")
+        ax.set_title("% of the measured limit")
+        entries = _points(ms=8)
+        _legend(figure, entries | {"the limit": Line2D([], [], color=INK, lw=1)})
+        sns.despine(figure)
+    return figure
+
+
+def _axis(sizes: list[str]) -> tuple[str, dict[str, int]]:
+    """The label of the dimensions that vary together, and each size's value on that axis."""
+    parsed = {size: parse_size(size) for size in sizes}
+    names = list(next(iter(parsed.values())))
+    distinct = {name: {p[name] for p in parsed.values()} for name in names}
+    # the last, unless another has more values, and not only one more
+    along = max(reversed(names), key=lambda name: len(distinct[name]) + (name == names[-1]))
+    equal = [name for name in names if all(p[name] == p[along] for p in parsed.values())]
+    return " = ".join(equal), {size: p[along] for size, p in parsed.items()}
+
+
+def _tick(n: int) -> str:
+    power = n.bit_length() - 1
+    if n == 2**power and n >= 2**17:
+        return "2" + str(power).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{n:,}"
+
+
+def time_by_size(data: Data, kernel: str) -> Figure:
+    """The speed at each size, a panel a dtype, beside baselines and under the measured ceiling.
+
+    A dtype of one size only has no panel; of sizes that differ in another dimension only, the
+    largest is drawn. Where the spec has a model of the traffic, also the speed that it allows.
+    """
+    rows = data.timings[(data.timings.kernel == kernel) & data.timings.speed.notna()]
+    rows = rows[~rows.backend.str.endswith(WARM)]
+    several = rows.groupby("dtype")["size"].transform("nunique") > 1
+    rows = rows[several] if several.any() else rows
+    model = registry.spec(kernel).traffic
+    dtypes = list(dict.fromkeys(rows.dtype)) or [headline(kernel)[0]]
+    drawn = {backend: (look.color, look.marker, look.dashes) for backend, look in looks().items()}
+    others = dict.fromkeys(b for b in rows.backend if b not in drawn)
+    drawn |= {b: (MUTED, *style) for b, style in zip(others, cycle(BASELINE), strict=False)}
+    titles = {b: registry.BACKENDS[b].title if b in registry.BACKENDS else b for b in drawn}
+    with matplotlib.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            *(1, len(dtypes)),
+            figsize=(7.0, 2.9),
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        for ax, dtype in zip(axes[0], dtypes, strict=True):
+            panel = rows[rows.dtype == dtype]
+            if panel.empty:
+                _empty(ax)
+                continue
+            label, at = _axis(list(panel["size"].unique()))
+            ticks = sorted(set(at.values()))
+            panel = panel.assign(x=panel["size"].map(at).map(ticks.index)).sort_values("bytes")
+            panel = panel.drop_duplicates(["x", "backend"], keep="last").sort_values("x")
+            limit = (panel.speed / panel.of_ceiling).groupby(panel.x).median()
+            ax.plot(limit.index, limit, color=INK, lw=1, zorder=1.9)  # above the grid
+            if model:
+                moved = panel.groupby("x")[["size", "bytes"]].first()
+                moved["model"] = [
+                    model(getattr(torch, dtype), **parse_size(size)) for size in moved["size"]
+                ]
+                allowed = limit * moved.bytes / moved.model
+                ax.plot(allowed.index, allowed, color=INK, lw=1, ls=(0, (2, 2)), zorder=1.9)
+            sns.lineplot(
+                panel,
+                x="x",
+                y="speed",
+                hue="backend",
+                style="backend",
+                hue_order=drawn,
+                style_order=drawn,
+                palette={b: color for b, (color, _, _) in drawn.items()},
+                markers={b: marker for b, (_, marker, _) in drawn.items()},
+                dashes={b: dashes for b, (_, _, dashes) in drawn.items()},
+                legend=False,
+                ax=ax,
+            )
+            short = panel[panel.verdict == "launch-bound"].x
+            if len(short):
+                ax.axvspan(-0.3, short.max() + 0.5, color=GRID, alpha=0.6, lw=0, zorder=0)
+                ax.text(-0.25, 0, "launch-bound", color=MUTED, fontsize=8, va="bottom")
+            ax.set(xlabel=label, ylabel="", xlim=(-0.3, len(ticks) - 0.7))
+            step = -(-len(ticks) // (LABELS // len(dtypes)))
+            ax.set_xticks(range(len(ticks)), [_tick(n) for n in ticks])
+            for tick in set(ax.get_xticklabels()) - set(ax.get_xticklabels()[::step]):
+                tick.set_visible(False)
+            ax.set_title(dtype)
+            ax.yaxis.set_major_formatter("{x:,.0f}")
+        axes[0][0].set_ylim(0, 1.05 * axes[0][0].get_ylim()[1])
+        if len(rows):
+            axes[0][0].set_ylabel(rows.unit.iloc[0])
+        entries = {
+            titles[b]: Line2D(
+                *([], []),
+                color=color,
+                marker=marker,
+                ls=(0, dashes) if dashes else "-",
+                mec=PAPER,
+            )
+            for b, (color, marker, dashes) in drawn.items()
+        }
+        if len(rows):
+            names = ", ".join(dict.fromkeys(rows.ceiling.dropna()))
+            entries[f"ceiling ({names})"] = Line2D([], [], color=INK, lw=1)
+            if model:
+                entries["model"] = Line2D([], [], color=INK, lw=1, ls=(0, (2, 2)))
+        _legend(figure, entries)
+        sns.despine(figure)
+    return figure
+
+
+def memory_levels(data: Data, kernel: str) -> Figure:
+    """The speed from the smallest size to the largest, its data in the L2 (filled) and in DRAM.
+
+    Drawn are what bounds it: the time of an empty kernel, and the copy's speed at the largest size.
+    The level that the filled points reach between the two is that of the L2.
+    """
+    dtype = headline(kernel)[0]
+    rows = data.timings[(data.timings.kernel == kernel) & (data.timings.dtype == dtype)]
+    rows = rows[rows.speed.notna()].sort_values("bytes")
+    with matplotlib.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(7.0, 3.6), layout="constrained")
+        if rows.empty:
+            _empty(ax)
+        for backend, look in looks().items():
+            for name, fill, dashes in ((backend, PAPER, ""), (backend + WARM, look.color, (4, 1))):
+                line = rows[rows.backend == name]
+                style = {
+                    "marker": look.marker,
+                    "color": look.color,
+                    "mfc": fill,
+                    "ms": 5,
+                    "lw": 1.2,
+                }
+                ax.plot(line.bytes, line.speed, ls=(0, dashes) if dashes else "-", **style)
+        if len(rows):
+            ends = np.array([rows.bytes.min(), rows.bytes.max()])
+            top = 3 * rows.speed.max()
+            floor = rows.floor_us.median()
+            dram = (rows.speed / rows.of_ceiling)[rows.bytes == ends[1]].median()
+            ax.plot(ends, ends / floor / 1e3, color=INK, lw=1, ls=(0, (2, 2)), zorder=1)
+            ax.axhline(dram, color=INK, lw=1, zorder=1)
+            ax.set(xscale="log", yscale="log", ylim=(rows.speed.min() / 2, top))
+            names = [("launch floor", 8 * ends[0], 8 * ends[0] / floor / 1e3, "right")]
+            names += [("DRAM: copy of the largest size", ends[0], dram, "left")]
+            warm = rows[rows.backend.str.endswith(WARM)]
+            if len(warm):
+                best = warm.loc[warm.speed.idxmax()]
+                names += [("L2", best.bytes, best.speed, "center")]
+            for name, x, y, side in names:
+                offset = {"xytext": (0, 6), "textcoords": "offset points"}
+                ax.annotate(name, (x, y), **offset, ha=side, color=MUTED)
+            sizes = [2**n for n in range(10, 40, 4) if ends[0] / 2 <= 2**n <= ends[1] * 2]
+            ax.set_xticks(sizes, [_bytes(n) for n in sizes])
+            ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xlabel("bytes read and written by a call")
+        ax.set_title(f"GB/s, {dtype}")
+        ax.yaxis.set_major_formatter("{x:,.0f}")
+        entries = {
+            registry.BACKENDS[backend].title: Line2D(
+                [], [], color=look.color, marker=look.marker, mfc=PAPER, ms=5, lw=1.2
+            )
+            for backend, look in looks().items()
+        }
+        filled = Line2D([], [], color=MUTED, marker="o", ms=5, lw=1.2, ls=(0, (4, 1)))
+        _legend(figure, entries | {"filled: left in the L2 by the call before": filled})
+        sns.despine(figure)
+    return figure
+
+
+def _bytes(n: int) -> str:
+    """1024 → "1 KB"."""
+    power = (n.bit_length() - 1) // 10
+    return f"{n >> 10 * power} {('B', 'KB', 'MB', 'GB')[power]}"
+
+
+def error_over_bound(data: Data) -> Figure:
+    """The largest error of each implementation over the bound that it must keep, a row a kernel."""
+    found = data.agreement.dropna(subset=["margin"])
+    found = found[found.backend.isin(list(registry.BACKENDS))]
+    worst = found.groupby(["kernel", "dtype", "backend"], sort=False).margin.max().reset_index()
+    worst["row"] = worst.kernel.str.cat(worst.dtype, sep=", ")
+    names = list(dict.fromkeys(worst.row))
+    with matplotlib.rc_context(STYLE):
+        height = 0.9 + 0.4 * max(len(names), 2)
+        figure, ax = plt.subplots(figsize=(7.0, height), layout="constrained")
+        if worst.empty:
+            _empty(ax)
+        for i, (backend, look) in enumerate(looks().items()):
+            group = worst[worst.backend == backend]
+            shift = 0.26 * (i - (len(looks()) - 1) / 2)
+            y = [names.index(name) + shift for name in group.row]
+            style = {"marker": look.marker, "color": look.color, "mec": PAPER, "ms": 7}
+            ax.plot(group.margin, y, ls="", clip_on=False, zorder=3, **style)
+        ax.axvline(1, color=INK, lw=1)
+        ax.set_yticks(range(len(names)), names)
+        ax.set_ylim(len(names) - 0.4, -0.6)
+        ax.set_xlim(0, max(1.05, 1.05 * worst.margin.max() if len(worst) else 0))
+        ax.set_xlabel("largest error / its bound, over all sizes; more than 1 disagrees")
+        entries = _points(ms=7)
+        _legend(figure, entries)
+        sns.despine(figure)
+    return figure
+
+
+def stability(data: Data) -> Figure:
+    """The error in the finite rows over the scale of the inputs, beside the unit roundoff, a row of
+    panels a kernel, a panel a dtype. Crosses are where not all rows are finite.
+    """
+    kernels = [k for k in registry.kernels() if registry.spec(k).scales]
+    dtypes = list(dict.fromkeys(d for k in kernels for d in registry.spec(k).dtypes))
+    shape = (len(kernels), len(dtypes)) if kernels else (1, 1)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            *shape,
+            figsize=(7.0, 1.0 + 1.5 * shape[0]),
+            sharex=True,
+            sharey="col",
+            squeeze=False,
+            layout="constrained",
+        )
+        for i, ax in enumerate(axes.flat if kernels else ()):
+            kernel, dtype = kernels[i // len(dtypes)], dtypes[i % len(dtypes)]
+            unit = torch.finfo(dtype).eps / 2
+            column = data.stability[data.stability.dtype == dtype_name(dtype)]
+            panel = column[(column.kernel == kernel) & column.finite.notna()]
+            if panel.empty:
+                _empty(ax)
+            ax.set(xscale="log", yscale="log")
+            ax.set_ylim(unit / 10, max(30 * unit, 3 * column.relative_error.max()))
+            for backend, look in looks().items():
+                line = panel[panel.backend == backend]
+                style = {"marker": look.marker, "color": look.color, "ms": 3.5, "lw": 1.2}
+                ls = (0, look.dashes) if look.dashes else "-"
+                ax.plot(line.scale, line.relative_error, ls=ls, **style)
+            broken = panel[panel.finite < 1].scale.unique()
+            top, inside = np.full(len(broken), 0.93), ax.get_xaxis_transform()
+            ax.plot(broken, top, "x", color=INK, ms=4.5, transform=inside)
+            ax.axhline(unit, color=INK, lw=1, ls=(0, (2, 2)), zorder=1)
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.yaxis.set_minor_locator(NullLocator())
+            ax.set_title(f"{kernel}, {dtype_name(dtype)}", fontsize=8)
+        figure.supxlabel("scale of the inputs", fontsize=9)
+        figure.supylabel("largest error / largest element of its row", fontsize=9)
+        entries = {
+            registry.BACKENDS[backend].title: Line2D(
+                *([], []),
+                color=look.color,
+                marker=look.marker,
+                ls=(0, look.dashes) if look.dashes else "-",
+                ms=3.5,
+            )
+            for backend, look in looks().items()
+        }
+        entries["unit roundoff"] = Line2D([], [], color=INK, lw=1, ls=(0, (2, 2)))
+        entries["some rows not finite"] = Line2D([], [], color=INK, marker="x", ls="")
+        _legend(figure, entries)
+        sns.despine(figure)
+    return figure
+
+
+def ladder(data: Data) -> Figure:
+    """From one softmax to the next: passes over memory, time and tokens of each, and below them the
+    last one's baselines."""
+    kernels = [k for k in registry.kernels() if registry.spec(k).scales]
+    others = list(registry.spec(kernels[-1]).baselines) if kernels else []
+    names = [*kernels, *others]
+    panels = {
+        "passes over memory": _passes,
+        "time, µs": lambda data, *cell: getattr(data.cell(*cell), "device_us_p50", np.nan),
+        "tokens": lambda data, *cell: data.tokens(*cell).value,
+    }
+    with matplotlib.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            *(1, len(panels)),
+            figsize=(7.0, 0.9 + 0.36 * max(len(names), 2)),
+            sharey=True,
+            layout="constrained",
+        )
+        for ax, (label, value) in zip(axes, panels.items(), strict=True):
+            for i, (backend, look) in enumerate(looks().items()):
+                x = [value(data, kernel, backend) for kernel in kernels]
+                y = np.arange(len(kernels)) + 0.22 * (i - (len(looks()) - 1) / 2)
+                style = {"marker": look.marker, "color": look.color, "mec": PAPER, "ms": 7}
+                ax.plot(x, y, ls="", clip_on=False, zorder=3, **style)
+            if label != "tokens":
+                x = [value(data, kernels[-1], other) for other in others]
+                y = np.arange(len(kernels), len(names))
+                ax.plot(x, y, "X", color=MUTED, mec=PAPER, ms=7, clip_on=False, zorder=3)
+            ax.set_xlim(0, 1.08 * max(ax.get_xlim()[1], 1))
+            ax.set_xlabel(label)
+            ax.xaxis.set_major_formatter("{x:,.0f}")
+        axes[0].set_yticks(range(len(names)), names)
+        axes[0].set_ylim(len(names) - 0.4, -0.6)
+        entries = _points(ms=7)
+        entries["baseline"] = Line2D([], [], color=MUTED, marker="X", ls="", mec=PAPER, ms=7)
+        _legend(figure, entries)
+        sns.despine(figure)
+    return figure
+
+
+def _passes(data: Data, kernel: str, backend: str) -> float:
+    """The bytes that a call moved to and from the memory, in units of its input."""
+    dtype, size = headline(kernel)
+    moved = (data.counter(kernel, backend, f"dram_{way}_bytes").value for way in ("read", "write"))
+    compulsory = registry.spec(kernel).work(getattr(torch, dtype), **parse_size(size)).bytes
+    return 2 * sum(moved) / compulsory
+
+
+def every(data: Data) -> dict[str, Figure]:
+    """File name → figure, for the whole report."""
+    return {
+        "speed_against_complexity": speed_against_complexity(data),
+        "error_over_bound": error_over_bound(data),
+        "stability": stability(data),
+        "ladder": ladder(data),
+        **{f"time_by_size_{k}": time_by_size(data, k) for k in registry.kernels()},
+        **{
+            f"memory_levels_{k}": memory_levels(data, k)
+            for k in registry.kernels()
+            if registry.spec(k).warm
+        },
+    }

@@ -1,0 +1,289 @@
+"""The checker is checked: right outputs pass, wrong ones fail, for every kernel and every rule."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from implementations.common import registry
+from implementations.common.check import dtype_name
+from implementations.common.spec import Agreement, KernelSpec, Work, generator
+from study.agree import verify
+from study.agree.agreement import as_tuple, expected, judge
+from study.bench.cells import Cell, size_text
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+CASES = [
+    pytest.param(kernel, dtype, id=f"{kernel}-{dtype_name(dtype)}")
+    for kernel in registry.kernels()
+    for dtype in registry.spec(kernel).dtypes
+]
+
+
+def perfect(spec, size, inputs):
+    """The correctly rounded outputs."""
+    return tuple(want.value.to(want.dtype) for want in expected(spec, size, inputs))
+
+
+def problems(kernel, dtype):
+    """(spec, size, inputs, correctly rounded outputs) at each check size, on the CPU."""
+    spec = registry.spec(kernel)
+    for size in spec.check_sizes:
+        seed = verify.seed(Cell(kernel, "", dtype_name(dtype), size_text(size)))
+        inputs = spec.make_inputs(dtype, "cpu", seed, **size)
+        yield spec, size, inputs, perfect(spec, size, inputs)
+
+
+def last_column_stale(y):
+    y = y.clone()
+    if y.ndim and y.shape[-1] > 1:
+        y[..., -1] = y[..., -2]
+    return y
+
+
+def last_element_nan(y):
+    y = y.clone()
+    if y.numel() and y.dtype.is_floating_point:
+        y.view(-1)[-1] = math.nan
+    return y
+
+
+MUTATIONS = {
+    "zeros": torch.zeros_like,
+    "rows permuted": lambda y: y.roll(1, 0) if y.ndim else y,
+    "elements permuted": lambda y: y.roll(1, -1) if y.ndim else y,
+    "last column stale": last_column_stale,
+    "last element NaN": last_element_nan,
+    "last row missing": lambda y: y[:-1] if y.ndim else y,
+    "another dtype": torch.Tensor.double,
+}
+
+
+def is_same(a, b):
+    same = a.dtype == b.dtype and a.shape == b.shape
+    return same and bool(((a == b) | a.isnan() & b.isnan()).all())
+
+
+@pytest.mark.parametrize(("kernel", "dtype"), CASES)
+def test_correctly_rounded_agrees(kernel, dtype):
+    for spec, size, inputs, outputs in problems(kernel, dtype):
+        judged = judge(spec, size, inputs, outputs)
+        assert judged.error == "", size
+        assert judged.margin <= 1
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+@pytest.mark.parametrize(("kernel", "dtype"), CASES)
+def test_mutation_disagrees(kernel, dtype, mutation):
+    mutants, constant = 0, True
+    for spec, size, inputs, outputs in problems(kernel, dtype):
+        for i, y in enumerate(outputs):
+            constant &= y.numel() == 0 or is_same(y, y.view(-1)[0].expand_as(y))
+            mutant = MUTATIONS[mutation](y)
+            if not is_same(mutant, y):
+                mutants += 1
+                judged = judge(spec, size, inputs, (*outputs[:i], mutant, *outputs[i + 1 :]))
+                assert judged.error.startswith(f"output {i}: "), size
+                assert judged.margin > 1
+    if constant and not mutants:
+        pytest.skip("all elements of the output are the same by definition")
+    if mutation == "last element NaN" and not dtype.is_floating_point:
+        pytest.skip("integers have no NaN")
+    assert mutants > 0
+
+
+def move(want, index):
+    """The correctly rounded output with one element moved by ten times its bound, or by one bit."""
+    y = want.value.to(want.dtype, copy=True)
+    if want.bound is None:
+        y.view(-1).view(torch.uint8)[index * y.element_size()] ^= 1
+    else:
+        y.view(-1)[index] = want.value.view(-1)[index] + 10 * want.bound.view(-1)[index]
+    return y
+
+
+@pytest.mark.parametrize(("kernel", "dtype"), CASES)
+def test_one_element_moved_disagrees(kernel, dtype):
+    moved = 0
+    for spec, size, inputs, outputs in problems(kernel, dtype):
+        for i, want in enumerate(expected(spec, size, inputs)):
+            count = want.value.numel()
+            for index in {0, count // 2, count - 1} if count else ():
+                if want.value.view(-1)[index].isnan():  # any NaN is right there
+                    continue
+                mutant = move(want, index)
+                judged = judge(spec, size, inputs, (*outputs[:i], mutant, *outputs[i + 1 :]))
+                assert judged.error.startswith(f"output {i}: 1 of "), (size, index)
+                moved += 1
+    assert moved > 0
+
+
+# One small problem a rule, of shape (rows, columns), for the properties below.
+
+
+def rounded_sum(x, y):
+    return x + y
+
+
+def exponential(x):
+    return torch.exp(x)
+
+
+def row_sums(x, y):
+    return x.sum(-1)
+
+
+def product(x, y):
+    return x @ y.T
+
+
+def softmax(x, y):
+    return torch.softmax(x, -1)
+
+
+RULES = {
+    rounded_sum: Agreement("exact"),
+    exponential: Agreement("unary", ulp=2),
+    row_sums: Agreement("reduction", terms="N"),
+    product: Agreement("contraction", terms="N"),
+    softmax: Agreement("composite"),
+}
+
+
+def problem(reference, dtype, seed, scale=1.0, shape=(3, 17)):
+    """A spec, its size and inputs of normal random numbers times `scale`."""
+    size = dict(zip("MN", shape, strict=True))
+    spec = KernelSpec(
+        name=reference.__name__,
+        day=1,
+        title="",
+        reference=reference,
+        make_inputs=lambda *_: (),
+        work=lambda dtype, **size: Work(0, 0),
+        check_sizes=(),
+        bench_sizes=(size,),
+        headline=size,
+        dtypes=(dtype,),
+        agreement=RULES[reference],
+        baselines={},
+    )
+    g = generator("cpu", seed)
+    x, y = ((scale * torch.randn(shape, generator=g)).to(dtype) for _ in range(2))
+    return spec, size, (x,) if reference is exponential else (x, y)
+
+
+references = st.sampled_from(list(RULES))
+dtypes = st.sampled_from(FLOATS)
+seeds = st.integers(0, 2**32 - 1)
+scales = st.integers(-24, 12).map(lambda e: 2.0**e)  # subnormal in float16 up to overflow
+
+
+@given(references, dtypes, seeds, scales)
+def test_correctly_rounded_agrees_at_any_scale(reference, dtype, seed, scale):
+    spec, size, inputs = problem(reference, dtype, seed, scale)
+    assert judge(spec, size, inputs, perfect(spec, size, inputs)).error == ""
+
+
+@given(references, dtypes, seeds, st.integers(0, 8))
+def test_any_element_moved_disagrees(reference, dtype, seed, index):
+    spec, size, inputs = problem(reference, dtype, seed)
+    (want,) = expected(spec, size, inputs)
+    index %= want.value.numel()
+    assert judge(spec, size, inputs, move(want, index)).error.startswith("output 0: 1 of")
+
+
+@given(dtypes, seeds, st.integers(1, 6), st.sampled_from((-1, 1)))
+def test_unary_counts_units_in_the_last_place(dtype, seed, units, direction):
+    spec, size, inputs = problem(exponential, dtype, seed)
+    (want,) = expected(spec, size, inputs)
+    ulp = want.bound / spec.agreement.ulp
+    y = (want.value + direction * units * ulp).to(dtype)
+    wrong = judge(spec, size, inputs, y).error != ""
+    assert wrong == bool(((y.double() - want.value).abs() > 2 * ulp).any())
+    assert wrong or units <= 2
+    assert not wrong or units >= 2
+
+
+@given(dtypes, st.integers(1, 3000), seeds)
+def test_sequential_fp32_sum_is_a_reduction(dtype, N, seed):
+    spec, size, inputs = problem(row_sums, dtype, seed, shape=(1, N))
+    total = torch.cumsum(inputs[0].float(), -1)[:, -1].to(dtype)  # the worst order there is
+    assert judge(spec, size, inputs, total).error == ""
+
+
+@given(st.integers(1, 256), seeds)
+def test_tf32_is_no_fp32_contraction(N, seed):
+    spec, size, inputs = problem(product, torch.float32, seed, shape=(64, N))
+    a, b = ((x.view(torch.int32) & ~0x1FFF).view(torch.float32) for x in inputs)  # 10 bits kept
+    assert judge(spec, size, inputs, a @ b.T).error != ""
+
+
+def test_small_elements_count_beside_a_large_one():
+    spec, size, _ = problem(softmax, torch.float16, seed=0)
+    x = torch.zeros(3, 17, dtype=torch.float16)
+    x[:, 0] = 9  # the row's other elements are 1.2e-4, a quarter of the large one's rounding error
+    (want,) = expected(spec, size, (x, x))
+    y = want.value.half()
+    y[:, 1:] *= 0.98
+    assert judge(spec, size, (x, x), want.value.half()).error == ""
+    assert judge(spec, size, (x, x), y).error.startswith("output 0: 48 of 51")
+
+
+def test_exact_tells_signs_of_zero_apart_and_takes_any_nan():
+    spec, size, _ = problem(rounded_sum, torch.float32, seed=0)
+    x = torch.tensor([0.0, math.nan, math.inf])
+    y = torch.tensor([-0.0, 1.0, 1.0])
+    right = torch.tensor([0.0, -math.nan, math.inf])
+    assert judge(spec, size, (x, y), right).error == ""
+    assert judge(spec, size, (x, y), torch.tensor([-0.0, math.nan, math.inf])).error != ""
+
+
+@pytest.mark.parametrize("reference", RULES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_non_finite_where_the_oracle_is_finite(reference, value):
+    spec, size, inputs = problem(reference, torch.float32, seed=0)
+    (y,) = perfect(spec, size, inputs)
+    y.view(-1)[1] = value
+    assert judge(spec, size, inputs, y).error.startswith("output 0: 1 of")
+
+
+@pytest.mark.parametrize("reference", [row_sums, product, softmax], ids=lambda f: f.__name__)
+def test_finite_where_the_oracle_is_not(reference):
+    spec, size, inputs = problem(reference, torch.float32, seed=0)
+    inputs[0][1] = math.nan
+    (y,) = perfect(spec, size, inputs)
+    assert y[1].isnan().all()
+    assert judge(spec, size, inputs, y).error == ""
+    assert judge(spec, size, inputs, y.nan_to_num(0)).error != ""
+
+
+def test_form_of_the_outputs():
+    spec, size, inputs = problem(softmax, torch.float32, seed=0)
+    (y,) = perfect(spec, size, inputs)
+    for outputs, error in (
+        ((y, y), "1 output(s) must come back, got 2"),
+        (None, "output 0: must be a torch tensor, got NoneType"),
+        (y.half(), "output 0: must have dtype float32, got float16"),
+        (y.T, "output 0: must have shape (3, 17), got (17, 3)"),
+        (y.to("meta"), "output 0: must be on device cpu, got meta"),
+    ):
+        judged = judge(spec, size, inputs, outputs)
+        assert judged.error == error
+        assert judged.margin == math.inf
+
+
+def test_integer_outputs_are_exact():
+    spec, size, (x, y) = problem(rounded_sum, torch.float32, seed=0)
+    x, y = x.int(), y.int()
+    assert judge(spec, size, (x, y), x + y).error == ""
+    assert judge(spec, size, (x, y), x + y + (x > 0)).error != ""
+    assert as_tuple(x) == (x,)
+
+
+def test_unknown_rule_is_named():
+    spec, size, inputs = problem(softmax, torch.float32, seed=0)
+    object.__setattr__(spec, "agreement", Agreement("roughly"))
+    with pytest.raises(ValueError, match="softmax: no agreement rule is called 'roughly'"):
+        judge(spec, size, inputs, inputs[0])

@@ -1,0 +1,119 @@
+"""Arguments that a kernel does not take: the same sentence from every backend, before any work."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from implementations import TORCH_DEVICE
+from implementations.common import registry
+from study.agree import agreement
+
+
+def offset_by_one(x):
+    return torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)[1:].view(x.shape).copy_(x)
+
+
+BAD = {
+    "dtype": (lambda x: x.to(torch.complex64), TypeError),
+    "device": (lambda x: x.to("meta"), ValueError),
+    "no tensor": (torch.Tensor.tolist, TypeError),
+}
+UNUSUAL = {
+    "dimensions": lambda x: x[None],
+    "strides": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "alignment": offset_by_one,
+    "rows": lambda x: x[:-1].clone(),
+}
+
+
+class Work(TorchDispatchMode):
+    """Records every operation on tensors, allocations included."""
+
+    def __init__(self):
+        super().__init__()
+        self.done = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.done.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def refusal(host, inputs):
+    """The type and text of what `host` raises; None where it raises nothing."""
+    work = Work()
+    try:
+        with work:
+            host(*inputs)
+    except (TypeError, ValueError) as error:
+        assert work.done == [], "arguments must be refused before any work"
+        return type(error), str(error)
+
+
+def problem(kernel):
+    """(spec, size, inputs) at the first check size with at least 2 in every dimension."""
+    spec = registry.spec(kernel)
+    size = next(s for s in spec.check_sizes if min(s.values()) > 1)
+    return spec, size, spec.make_inputs(spec.dtypes[0], TORCH_DEVICE, 0, **size)
+
+
+def hosts(kernel):
+    found = {b: registry.load(kernel, b) for b in registry.BACKENDS if not registry.missing(b)}
+    if not found:
+        pytest.skip("no backend can run here")
+    return found
+
+
+def tensor_arguments(bad):
+    return pytest.mark.parametrize(
+        ("kernel", "i", "bad"),
+        [
+            pytest.param(kernel, i, name, id=f"{kernel}-{i}-{name}")
+            for kernel in registry.kernels()
+            for i, x in enumerate(problem(kernel)[2])
+            if isinstance(x, torch.Tensor)
+            for name in bad
+        ],
+    )
+
+
+@tensor_arguments(BAD)
+def test_refused_with_one_sentence(kernel, i, bad):
+    _, _, inputs = problem(kernel)
+    change, kind = BAD[bad]
+    inputs = (*inputs[:i], change(inputs[i]), *inputs[i + 1 :])
+    refusals = {backend: refusal(host, inputs) for backend, host in hosts(kernel).items()}
+    (told,) = set(refusals.values())
+    assert told is not None
+    assert told[0] is kind
+    assert " must " in told[1] and ", got " in told[1]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "wrong"),
+    [
+        pytest.param(kernel, wrong, id=f"{kernel}-{wrong}")
+        for kernel in registry.kernels()
+        for wrong in registry.spec(kernel).refused
+    ],
+)
+def test_other_arguments_are_refused_with_one_sentence(kernel, wrong):
+    spec, _, inputs = problem(kernel)
+    inputs = spec.refused[wrong](*inputs)
+    (told,) = {refusal(host, inputs) for host in hosts(kernel).values()}
+    assert told is not None
+    assert " must " in told[1] and ", got " in told[1]
+
+
+@tensor_arguments(UNUSUAL)
+def test_unusual_is_refused_or_right(kernel, i, bad):
+    spec, size, inputs = problem(kernel)
+    inputs = (*inputs[:i], UNUSUAL[bad](inputs[i]), *inputs[i + 1 :])
+    refusals = set()
+    for host in hosts(kernel).values():
+        told = refusal(host, inputs)
+        refusals.add(told)
+        if told is None:
+            assert agreement.judge(spec, size, inputs, host(*inputs)).error == ""
+        else:
+            assert told[0] is ValueError
+    assert len(refusals) == 1

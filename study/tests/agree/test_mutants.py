@@ -1,0 +1,442 @@
+"""Faults and where they are planted; every mutant of every kernel is rejected, or said why not.
+
+Here one mutant of each operator is tried in every implementation; `study mutants` tries all, and
+what it wrote to data/ is held against the sources.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from implementations.common import registry
+from study.agree import faults, mutants, verify
+from study.agree.faults import OPERATORS, Mutant, planted
+from study.agree.mutants import ON_CPU, Trials, rejection
+from study.bench import store
+from study.bench.cells import Cell, select
+from study.bench.fingerprint import fingerprint
+from study.bench.source import Source
+from study.bench.worker import Worker, WorkerFailed
+
+DATA = Path(__file__).parents[3] / "data" / "mutants.csv"
+IMPLEMENTATIONS = [(k, b) for k in registry.kernels() for b in registry.BACKENDS]
+
+FRAMES = {
+    "triton": """
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def kernel(x_ptr, N, BLOCK: tl.constexpr):
+    # mask = offs < N; tl.dot(a, b)
+    "tl.load(x, mask=m)"
+    {}
+""",
+    "numba": """
+from numba import cuda, float32
+
+HALF = SIZE * 2
+INF = float32(float("inf"))
+
+
+@cuda.jit(launch_bounds=THREADS * ROWS)
+def kernel(x, N):
+    "cuda.syncthreads()"  # i < N
+    {}
+
+
+def host(x):
+    if i < N:
+        y = x - z
+""",
+    "cuda": """
+// __syncthreads(); i < N
+constexpr int HALF = SIZE * 2;
+__global__ void __launch_bounds__(THREADS* ROWS) kernel(float* x, int N) {{
+    const char* text = "i < N";
+    {}
+}}
+""",
+}
+
+
+def places(operator, frame, *lines, tmp_path):
+    """What an operator makes of the body of a kernel: each line that it changes, as it becomes."""
+    path = tmp_path / ("kernel.cu" if frame == "cuda" else "kernel.py")
+    path.write_text(FRAMES[frame].format("\n    ".join(lines)))
+    source = Source(path)
+    found = sorted({(n.start_byte, n.end_byte, text) for n, text in OPERATORS[operator](source)})
+    return [planted(path.read_text(), *fault)[2] for fault in found]
+
+
+@pytest.mark.parametrize(
+    ("operator", "frame", "lines", "after"),
+    [
+        ("mask dropped", "triton", ["x = tl.load(p, mask=i < N, other=0.0)", "tl.store(p, x, m)"],
+            ["x = tl.load(p)"]),
+        ("mask dropped", "triton", ["tl.store(block, x, boundary_check=(0, 1))"],
+            ["tl.store(block, x)"]),
+        ("mask dropped", "triton", ["mask = (i < M)[:, None] & (j < N)[None, :]"],
+            ["mask = ((i < M) | (i >= M))[:, None] & (j < N)[None, :]",
+             "mask = (i < M)[:, None] & ((j < N) | (j >= N))[None, :]"]),
+        ("mask dropped", "numba", ["if 0 <= i < N and VEC > 1:", "    x[i] = 0"],
+            ["if 0 <= i and VEC > 1:", "if i < N and VEC > 1:"]),
+        ("mask dropped", "triton", ["tl.atomic_add(p, x, mask)"], []),
+        ("mask dropped", "numba", ["while i < N:", "    i += 1"], []),
+        ("mask dropped", "cuda", ["if (i < M && j + 1 < N) x[i] = 0;"],
+            ["if (true && j + 1 < N) x[i] = 0;", "if (i < M && true) x[i] = 0;"]),
+        ("mask dropped", "cuda", ["static_assert(a < b);", "if (i == N) return;"], []),
+        ("iteration missing", "triton", ["for k in tl.range(0, K, BLOCK, stages=2):", "    pass"],
+            ["for k in tl.range(0, K - BLOCK, BLOCK, stages=2):"]),
+        ("iteration missing", "numba", ["for k in range(n + 1):", "    pass"],
+            ["for k in range((n + 1) - 1):"]),
+        ("iteration missing", "numba", ["while d > 0:", "    d //= 2"], ["while d > 0 + 1:"]),
+        ("iteration missing", "numba", ["while i < N:", "    i += STEP"], ["while i < N - STEP:"]),
+        ("iteration missing", "cuda", ["for (int k = 0; k < K; k += 8) s += k;"],
+            ["for (int k = 0; k < K - 8; k += 8) s += k;"]),
+        ("iteration missing", "cuda", ["for (int k = N; k >= 0; --k) s += k;"],
+            ["for (int k = N; k >= 0 + 1; --k) s += k;"]),
+        ("iteration missing", "cuda", ["for (int d = 1; d < N; d *= 2) s += d;"],
+            ["for (int d = 1; d < N / 2; d *= 2) s += d;"]),
+        ("barrier missing", "cuda", ["if (a) __syncthreads();", "f();", "__syncwarp();"],
+            ["if (a) ;", ";"]),
+        ("barrier missing", "cuda", ["cp_async_wait<STAGES - 2>();"],
+            [";", "cp_async_wait<STAGES - 2 + 1>();"]),
+        ("barrier missing", "numba", ["cuda.syncthreads()", "wait = ptx.cp_async_wait(2)"],
+            ["pass", "wait = ptx.cp_async_wait(2 + 1)"]),
+        ("stride wrong", "triton", ["p = x_ptr + i[:, None] * stride_m + j * 2", "p += BLOCK"],
+            ["p = x_ptr + i[:, None] * (stride_m + 1) + j * 2", "p += (BLOCK + 1)"]),
+        ("stride wrong", "cuda", ["float* row = x + (long long)m * N;", "s += a * b;",
+                                "__shared__ float tile[M * N];"],
+            ["float* row = x + (long long)m * (N + 1);"]),
+        ("stride wrong", "numba", ["tile = cuda.shared.array(M * N, float32)", "at = i * cols + j"],
+            ["at = i * (cols + 1) + j"]),
+        ("maximum not subtracted", "triton", ["p = tl.exp2(s - m[:, None]) - tl.expand(m - 1)"],
+            ["p = tl.exp2(s) - tl.expand(m - 1)"]),
+        ("maximum not subtracted", "cuda", ["p = __expf((s - m) * scale) + expf(-s);"],
+            ["p = __expf((s) * scale) + expf(-s);"]),
+        ("accumulator stale", "triton", ["m = tl.full([8], -float('inf'), tl.float32)",
+                                       "a = tl.zeros([8], tl.float32)"],
+            ["m = tl.full([8], float('inf'), tl.float32)", "a = (tl.zeros([8], tl.float32) + 1)"]),
+        ("accumulator stale", "triton", ['m = tl.full([8], float("-inf"), tl.float32)'],
+            ['m = tl.full([8], float("inf"), tl.float32)']),
+        ("accumulator stale", "numba", ["s[0] = float32(0)", "m = -INF", "s = m == -INF"],
+            ["s[0] = float32(1)", "m = INF"]),
+        ("accumulator stale", "cuda", ["float l = 0.f, c[2] = {}, m = -CUDART_INF_F;",
+                                     "for (int i = 0; i < 9; ++i) l += i;"],
+            ["float l = 1.f, c[2] = {}, m = -CUDART_INF_F;",
+             "float l = 0.f, c[2] = {1}, m = -CUDART_INF_F;",
+             "float l = 0.f, c[2] = {}, m = CUDART_INF_F;"]),
+        ("operands swapped", "triton", ["a = tl.dot(x, y, a)", "b = 1.0 / l", "c = N - 1"],
+            ["a = tl.dot(y, x, a)", "b = l / 1.0"]),
+        ("operands swapped", "cuda", ["mma<T>(d, a, b);", "s = a + b - c;", "k = tid / 32;"],
+            ["mma<T>(d, b, a);", "s = c - (a + b);"]),
+        ("grid too small", "numba", ["steps = (K + BLOCK - 1) // BLOCK", "grid = -(-N // (2 * B))"],
+            ["steps = (K // BLOCK)", "grid = (N // (2 * B))"]),
+        ("grid too small", "triton", ["n = tl.cdiv(N, a + b)"], ["n = (N // (a + b))"]),
+        ("grid too small", "cuda", ["int steps = (K + 32 - 1) / 32, n = (K + 31 - 1) / 32;"],
+            ["int steps = (K / 32), n = (K + 31 - 1) / 32;"]),
+        ("precision lowered", "triton", ["x = x.to(tl.float32)"], ["x = x.to(tl.float16)"]),
+        ("precision lowered", "numba", ["l = float32(0)", "l += x[0]", "n += 1", "l = x[1]",
+                                      "y = float32(x[2])", "c = mma(a, b, c)"],
+            ["l = float32(float16(l + x[0]))", "y = float32(float16(float32(x[2])))",
+             "c = tuple(float32(float16(d)) for d in mma(a, b, c))"]),
+        ("precision lowered", "cuda", ["float l = 0.f, v[2];", "v[0] = fmaxf(v[0], l);", "n += 1;",
+                                     "l = float(h) + (float)h;"],
+            ["v[0] = float(__half(fmaxf(v[0], l)));", "l = float(__half(float(h))) + (float)h;",
+             "l = float(h) + float(__half((float)h));"]),
+    ],
+)  # fmt: skip
+def test_operator_finds_all_places_and_no_others(operator, frame, lines, after, tmp_path):
+    assert places(operator, frame, *lines, tmp_path=tmp_path) == after
+
+
+def test_planted_names_the_place():
+    text = "é = 1\nx = f(\n    a,  # why\n    b)\n"
+    start, end = len(text[: text.index("f(")].encode()), len(text.encode()) - 1
+    line, before, after, content = planted(text, start, end, "g()")
+    assert (line, before, after) == (2, "x = f( a, # why b)", "x = g()")
+    assert content == "é = 1\nx = g()\n"
+    assert planted("x = 1", 4, 5, "2") == (1, "x = 1", "x = 2", "x = 2")
+
+
+@pytest.mark.parametrize(("kernel", "backend"), IMPLEMENTATIONS)
+def test_mutants_are_made_once_each(kernel, backend):
+    made = faults.mutants(kernel, backend)
+    assert len({mutant.key for mutant in made}) == len(made) > 0
+    assert len({(mutant.file, mutant.content) for mutant in made}) == len(made)
+    texts = {path.name: path.read_text() for path in registry.files(kernel, backend)}
+    for mutant in made:
+        assert mutant.before != mutant.after
+        assert mutant.before.split()[0] in texts[mutant.file].splitlines()[mutant.line - 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "by"),
+    [
+        ("it wrote outside its tensor of shape (5,); output 0: 1 of 5 elements are wrong, ...",
+            "guard zones"),
+        ("it changed input 0", "inputs changed"),
+        ("run 2 differs from run 1; output 0: 3 of 4 elements are wrong, ...", "runs differ"),
+        ("output 1: must have dtype float16, got float32", "values"),
+        ("RuntimeError: deadlock in block (0, 0, 0): threads 0-30 wait in __syncwarp at k.cu:8",
+            "deadlock"),
+        ("RuntimeError: AddressSanitizer: heap-buffer-overflow: read of size 4 at k.cu:8 by ...",
+            "addresses"),
+        ("InterpreterError: RuntimeError('1 address(es) of create_masked_load lie in no tensor')",
+            "addresses"),
+        ("RuntimeError: ThreadSanitizer: data race: read of size 4 at k.cu:8 by thread (1, 0, 0)",
+            "races"),
+        ("no answer within 120 s", "time limit"),
+        ("BrokenProcessPool: A process in the process pool was terminated abruptly while the ...",
+            "crash"),
+        ("RuntimeError: thread (9, 0, 0) of block (0, 0, 0), k.py:8: IndexError: index 9 is out "
+            "of bounds for axis 0 with size 9", "indices"),
+        ("RuntimeError: a grid must have 1 to 2147483647 blocks along x, ..., got (0, 1, 1)",
+            "launch"),
+        ("RuntimeError: k.cu:12:5: error: 'y' was not declared in this scope", "not built"),
+        ("InterpreterError: ValueError('matmul: Input operand 1 has a mismatch ...')", "not built"),
+    ],
+)  # fmt: skip
+def test_what_rejected_it(error, by):
+    assert rejection("failed", error) == by
+    assert rejection("agrees", "") == ""
+
+
+# --- tried ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def worker():
+    with Worker(ON_CPU) as worker:
+        yield worker
+
+
+@pytest.fixture
+def tried(worker, tmp_path):
+    """The row of one mutant; skips where its backend cannot run."""
+    listed = mutants.listed()
+    trials = Trials(tmp_path, mutants.known(store.read(DATA)), listed)
+
+    def one(mutant):
+        if reason := worker.call(registry.missing, mutant.backend, timeout=verify.FIRST_TIMEOUT):
+            pytest.skip(reason)
+        return trials(worker, mutant)
+
+    return one
+
+
+# every fourth: the backends by turns
+@pytest.mark.parametrize(("kernel", "backend"), IMPLEMENTATIONS[:: len(registry.BACKENDS) + 1])
+def test_one_mutant_is_killed_again(kernel, backend, tried):
+    listed = mutants.listed()
+    wrong = [mutant for mutant in faults.mutants(kernel, backend) if mutant.key not in listed]
+    # always the same, and of another operator in each implementation
+    wrong.sort(key=lambda mutant: hashlib.sha256(repr(mutant.key).encode()).digest())
+    rows = map(tried, wrong)
+    row = next(row for row in rows if row["status"] != "not built")
+    assert row["status"] == "killed", (row["file"], row["line"], row["after"])
+
+
+@pytest.mark.parametrize(("kernel", "backend"), IMPLEMENTATIONS)
+def test_all_mutants_were_killed_or_listed_with_a_reason(kernel, backend):
+    table = store.read(DATA)
+    rows = table[(table["kernel"] == kernel) & (table["backend"] == backend)]
+    again = f"study mutants --kernels {kernel}"
+    assert set(rows["source_hash"]) == {fingerprint(kernel, backend)}, again
+    made = {mutant.key for mutant in faults.mutants(kernel, backend)}
+    assert {tuple(key) for key in rows[mutants.KEY].itertuples(index=False)} == made
+    assert rows.loc[rows["status"] == "survived", ["file", "line", "after"]].empty
+    equivalent = rows.loc[rows["status"] == "equivalent", mutants.KEY]
+    listed = {key for key in mutants.listed() if key[:2] == (kernel, backend)}
+    assert {tuple(key) for key in equivalent.itertuples(index=False)} == listed
+
+
+def test_each_entry_of_the_list_is_a_mutant_with_a_reason():
+    for key, reason in mutants.listed().items():
+        assert key in {mutant.key for mutant in faults.mutants(*key[:2])}
+        assert len(reason.split()) > 3
+
+
+def rewritten(kernel, backend, old, new, operator="mask dropped", suffix=".py"):
+    """A mutant made by hand: `old` in an implementation's file is `new`."""
+    path = next(p for p in registry.files(kernel, backend) if p.suffix == suffix)
+    text = path.read_text()
+    assert old in text
+    content = text.replace(old, new)
+    return Mutant(kernel, backend, operator, path.name, 1, old, new, 1, content)
+
+
+@pytest.mark.parametrize("backend", registry.BACKENDS)
+def test_a_kernel_that_is_not_changed_survives(tried, backend):
+    row = tried(rewritten("vector_add", backend, "return out", "return out"))
+    assert (row["status"], row["by"], row["size"]) == ("survived", "", "")
+
+
+def test_what_no_check_looks_at_survives(tried):
+    wrong = "if N == 12_345:\n        out += 1\n    return out"
+    row = tried(rewritten("vector_add", "triton", "return out", wrong, "barrier missing"))
+    assert row["status"] == "survived"
+
+
+@pytest.mark.parametrize(
+    ("host", "by"),
+    [
+        ("import os\n    os.kill(os.getpid(), 9)", "crash"),
+        ("raise IndexError('index 5 is out of bounds')", "indices"),
+        ("from implementations.common import nothing", "not built"),
+        ("x.add_(1)\n    return out", "inputs changed"),
+        ("return out.double()", "values"),
+    ],
+)
+def test_what_a_mutant_does_to_its_process_stays_there(tried, host, by):
+    row = tried(rewritten("vector_add", "numba", "return out", host))
+    assert (row["by"] or row["status"], row["dtype"], row["size"]) == (by, "float32", "N=1")
+    assert (row["status"] == "killed") == (by != "not built")
+    assert row["source_hash"] == fingerprint("vector_add", "numba")
+
+
+THREAD = {"STUDY_SANITIZE": "thread"}
+RACE = """
+#include <cuda_fp16.h>
+// Lanes exchange their sums through shared memory; the shuffle makes them meet, but orders nothing.
+template <typename T>
+__global__ void vector_add_kernel(const T* x, const T* y, T* out, long long N) {
+    __shared__ T s[256];
+    const int tid = threadIdx.x;
+    constexpr int VEC = 16 / sizeof(T);
+    for (int k = 0; k < VEC; ++k) {
+        const long long i = ((long long)blockIdx.x * VEC + k) * blockDim.x + (tid ^ 1);
+        s[tid] = i < N ? x[i] + y[i] : T(0.f);
+        __shfl_xor_sync(~0u, tid, 1);
+        BARRIER
+        const long long at = ((long long)blockIdx.x * VEC + k) * blockDim.x + tid;
+        if (at < N) out[at] = s[tid ^ 1];
+        __syncwarp();
+    }
+}
+"""
+
+
+def test_a_race_that_no_order_shows_is_found_by_the_sanitizer(tried, worker, tmp_path):
+    def made(barrier):
+        text = registry.files("vector_add", "cupy")[1].read_text()
+        racy = RACE.replace("BARRIER", barrier)
+        return rewritten("vector_add", "cupy", text, racy, "barrier missing", ".cu")
+
+    row = tried(made(";"))
+    assert (row["by"], row["conditions"]) == ("races", "STUDY_SANITIZE=thread")
+    root = tmp_path / "right"
+    mutants.write(made("__syncwarp();"), root)
+    args = Cell("vector_add", "cupy", row["dtype"], row["size"]), root, THREAD
+    assert worker.call(mutants.attempt, *args, timeout=verify.TIMEOUT) == ("agrees", "")
+
+
+def test_other_orders_of_threads_are_tried(tried):
+    wrong = "import os\n    out += os.environ.get('STUDY_THREAD_SEED') == '3'\n    return out"
+    row = tried(rewritten("vector_add", "numba", "return out", wrong, "barrier missing"))
+    assert (row["by"], row["conditions"]) == ("runs differ", "STUDY_THREAD_SEED=3")
+
+
+def test_a_rejected_kernel_has_no_mutants_to_judge(monkeypatch, tmp_path):
+    trials = Trials(tmp_path, {}, {})
+    monkeypatch.setattr(trials, "tried", lambda *_: ("disagrees", "output 0: wrong"))
+    with pytest.raises(
+        RuntimeError, match="vector_add-numba-float32-N=1 must agree before its mut"
+    ):
+        trials(None, faults.mutants("vector_add", "numba")[0])
+
+
+# --- the order of cells, the command --------------------------------------------------------------
+
+
+def test_small_cells_first_and_what_killed_it_before_them():
+    mutant = next(m for m in faults.mutants("vector_add", "cupy") if m.operator == "mask dropped")
+    found = mutants.attempts(mutant, {})
+    assert [cell.size for cell, _ in found[:3]] == ["N=1", "N=7", "N=255"]
+    plain = [cell for cell, conditions in found if not conditions]
+    assert set(plain) == set(select("vector_add", "cupy").cells("check"))
+    dtypes = [dtype for dtype in ("float32", "float16", "bfloat16") for _ in range(8)]
+    assert [cell.dtype for cell in plain] == dtypes
+    stricter = {tuple(conditions.items()) for _, conditions in found[len(plain) :]}
+    assert stricter == {(("STUDY_SANITIZE", "address"),)}
+
+    last = ("float16", "N=7", "STUDY_SANITIZE=address")
+    first, *rest = mutants.attempts(mutant, {mutant.key: last})
+    assert first == (Cell("vector_add", "cupy", *last[:2]), {"STUDY_SANITIZE": "address"})
+    assert len(rest) == len(found) - 1
+
+
+def fake(status, by=""):
+    def trials(self, worker, mutant):
+        row = {name: getattr(mutant, name) for name in (*mutants.KEY, "file", "line")}
+        killed = {"dtype": "float32", "size": "N=1"} if by else {}
+        kept = {"conditions": "", "reason": self.listed.get(mutant.key, ""), "source_hash": "0"}
+        return row | {"status": status, "by": by} | killed | kept
+
+    return trials
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """`mutants.run` on vector_add in Triton, with a given outcome and list of equivalents."""
+
+    def call(status, by="", listed=None):
+        monkeypatch.setattr(Trials, "__call__", fake(status, by))
+        monkeypatch.setattr(mutants, "_missing", lambda worker, backend: None)
+        monkeypatch.setattr(mutants, "listed", lambda: listed or {})
+        return mutants.run(select("vector_add", "triton"), data=tmp_path)
+
+    return call
+
+
+def test_run_keeps_rows_and_knows_what_killed(run, tmp_path, capsys):
+    assert run("killed", "guard zones")
+    assert "guard zones 4" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "mutants.csv")
+    made = faults.mutants("vector_add", "triton")
+    assert len(table) == len(made)
+    known = mutants.known(table)
+    assert known == {mutant.key: ("float32", "N=1", "") for mutant in made}
+    run("killed", "values")
+    assert len(pd.read_csv(tmp_path / "mutants.csv")) == len(made)
+
+
+def test_run_says_what_survived(run, capsys):
+    assert not run("survived")
+    said = capsys.readouterr().out
+    assert "vector_add_triton.py:18 mask dropped survived\n  - x = tl.load(x_ptr + offs, " in said
+    assert said.count(" survived\n") == len(faults.mutants("vector_add", "triton"))
+
+
+def test_run_says_what_is_wrong_with_the_list(run, capsys):
+    key = faults.mutants("vector_add", "triton")[0].key
+    assert run("equivalent", listed={key: "it is the same"})
+    assert not run("killed", "values", {key: "it is the same"})
+    assert "is listed as equivalent, but killed by values" in capsys.readouterr().out
+    gone = (*key[:3], "x = 1", "x = 2", 1)
+    assert not run("killed", "values", {gone: "it is the same"})
+    assert (
+        "equivalent_mutants.csv lists what is no mutant: ('vector_add'" in capsys.readouterr().out
+    )
+    other = ("softmax_fused", *gone[1:])
+    assert run("killed", "values", {other: "of another kernel"})
+
+
+def test_interruption_begins_nothing_new():
+    begun = []
+
+    def slow(worker, item):
+        begun.append(item)
+        if item == 0:
+            raise KeyboardInterrupt
+        with pytest.raises((WorkerFailed, AttributeError, TypeError)):
+            worker.call(np.ones, 1, timeout=60)
+
+    with pytest.raises(KeyboardInterrupt), mutants.workers(1) as each:
+        list(each(slow, range(50)))
+    assert len(begun) < 3

@@ -1,0 +1,193 @@
+"""The checks around a call, and the command that makes them all."""
+
+import dataclasses
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from implementations import DEVICE
+from implementations.common import registry
+from study.agree import verify
+from study.agree.agreement import Judgement
+from study.bench import store
+from study.bench.cells import Cell, select, size_text
+
+
+@pytest.mark.parametrize(
+    ("host", "error"),
+    [
+        ("out = x.new_empty(x.shape)\nout[:-1] = 2 * x[:-1]\nreturn out", "output 0: 1 of 5 "),
+        ("return 2 * x", "output 0 must be allocated by torch.empty or a relative"),
+        ("return torch.empty_like(x).copy_(x.mul_(2))", "it changed input 0"),
+        (
+            "x.as_strided((1,), (1,), x.storage_offset() + 5).fill_(1)\n"
+            "return torch.add(x, x, out=torch.empty_like(x))",
+            "it wrote outside input 0",
+        ),
+        (
+            "out = torch.empty_like(x)\n"
+            "out.as_strided((6,), (1,), out.storage_offset() - 1).fill_(1)\n"
+            "return torch.add(x, x, out=out)",
+            "it wrote outside its tensor of shape (5,)",
+        ),
+        (
+            "out = torch.add(x, x, out=torch.empty_like(x))\nout[0] += torch.rand(())\nreturn out",
+            "run 2 differs from run 1",
+        ),
+    ],
+    ids=["NaN left", "not allocated", "input", "after input", "before output", "random"],
+)
+def test_what_a_kernel_must_not_do(new_kernel, host, error):
+    body = "".join(f"    {line}\n" for line in host.splitlines())
+    text = "import torch\n\n\ndef double_it(x):\n" + body
+    (new_kernel / "double_it_eager.py").write_text(text)
+    (cell,) = select("double_it", "eager").cells("check")
+    row = verify.check(cell)
+    assert row["status"] == "disagrees"
+    assert error in row["error"]
+    assert row["deterministic"] == ("run 2" not in row["error"])
+
+
+@pytest.mark.parametrize(
+    "like", [torch.empty(3, 5), torch.empty(5, 3).T, torch.empty(()), torch.empty(0)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64])
+def test_guarded_tensor(like, dtype):
+    place = verify.guarded(like.to(dtype), verify.FENCE)
+    x = place.tensor
+    assert (x.shape, x.stride(), x.dtype) == (like.shape, like.stride(), dtype)
+    assert x.data_ptr() % 256 == 0
+    assert (x.isnan() if dtype.is_floating_point else x == -1).all()
+    x.fill_(1)
+    assert place.intact()
+    assert place.holds(x)
+    place.zones[0][-1] = 0
+    assert not place.intact()
+
+
+def test_seed_is_the_same_everywhere():
+    cells = [
+        Cell("softmax_fused", backend, "float16", "M=5,N=257") for backend in ("triton", "numba")
+    ]
+    assert [verify.seed(cell) for cell in cells] == [2425740999, 2425740999]
+
+
+def test_run_in_a_worker(tmp_path, capsys):
+    assert verify.run(select("vector_add", "triton"), large=False, data=tmp_path)
+    assert "24 of 24" in capsys.readouterr().out
+    assert bool(list(tmp_path.iterdir())) == (DEVICE == "cuda")
+
+
+AGREES = ("agrees", "", Judgement(margin=0.5, rms=1e-8, error=""), True)
+DISAGREES = ("disagrees", "output 0: [3] is wrong", Judgement(math.inf, 1, ""), True)
+FAILED = ("failed", "killed by SIGSEGV")
+UNAVAILABLE = ("unavailable", "needs compute capability 9.0, this is 8.6")
+
+
+BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
+
+
+@pytest.fixture
+def verify_all(monkeypatch, tmp_path):
+    """`verify.run` with the outcome of each cell given by its bits instead of by running it."""
+
+    def run(outcomes, backends=None, large=False):
+        monkeypatch.setattr(
+            verify, "_call", lambda _, cell: verify._row(cell, *outcomes[BITS[cell.dtype]])
+        )
+        return verify.run(select("vector_add", backends), large=large, data=tmp_path)
+
+    monkeypatch.setattr(registry, "missing", lambda backend: None)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("half", "agree"),
+    [(AGREES, True), (UNAVAILABLE, True), (DISAGREES, False), (FAILED, False)],
+    ids=lambda outcome: outcome[0] if isinstance(outcome, tuple) else "",
+)
+def test_run_says_what_is_wrong(verify_all, capsys, half, agree):
+    assert verify_all({32: AGREES, 16: half}) == agree
+    said = capsys.readouterr().out
+    line = f"vector_add-numba-float16-N=1025 {half[0]}: {half[1]}\n"
+    assert (line in said) == (not agree)
+
+
+def test_nothing_verified_is_no_success(verify_all):
+    assert not verify_all({32: UNAVAILABLE, 16: UNAVAILABLE})
+
+
+def test_missing_backend_counts_only_where_asked_for(verify_all, monkeypatch, capsys):
+    reasons = {"numba": "package numba is not installed"}
+    monkeypatch.setattr(registry, "missing", reasons.get)
+    outcomes = {32: AGREES, 16: AGREES}
+    assert verify_all(outcomes)
+    assert capsys.readouterr().out.count("numba cannot run here: package numba") == 1
+    assert not verify_all(outcomes, backends="numba,triton")
+
+
+@pytest.fixture
+def saved(monkeypatch, tmp_path):
+    """As on a GPU: a function that reads the rows saved so far, by cell."""
+    monkeypatch.setattr(verify, "DEVICE", "cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU 9")
+    return lambda: pd.read_csv(tmp_path / "test-gpu-9" / "agreement.csv").set_index(verify.KEY)
+
+
+def test_rows_are_replaced_cell_by_cell(verify_all, saved):
+    verify_all({32: AGREES, 16: FAILED}, large=True)
+    rows = saved()
+    headline = size_text(registry.spec("vector_add").headline)
+    assert len(rows) == 3 * 3 * 9
+    assert rows.loc[("vector_add", "cupy", "float16", headline), "error"] == "killed by SIGSEGV"
+
+    verify_all({32: AGREES, 16: AGREES}, backends="cupy")
+    again = saved()
+    assert len(again) == len(rows)
+    changed = again["status"] != rows["status"].reindex(again.index)
+    assert {key[1:3] for key in again[changed].index} == {
+        ("cupy", "float16"),
+        ("cupy", "bfloat16"),
+    }
+    assert list(again.columns) == "rule margin rms deterministic status error source_hash".split()
+
+
+@pytest.mark.parametrize("done", [1, 40])
+def test_interrupted_run_keeps_its_rows(verify_all, done, saved, monkeypatch, tmp_path):
+    calls = iter([AGREES] * done)
+
+    def call(worker, cell):
+        if (outcome := next(calls, None)) is None:
+            raise KeyboardInterrupt
+        return verify._row(cell, *outcome)
+
+    monkeypatch.setattr(verify, "_call", call)
+    monkeypatch.setattr(verify, "WORKERS", 1)  # of several each may have a cell in hand
+    with pytest.raises(KeyboardInterrupt):
+        verify.run(select("vector_add"), large=False, data=tmp_path)
+    assert list(saved()["status"]) == ["agrees"] * done
+
+
+def test_damaged_file_is_refused_before_any_work(verify_all, saved, tmp_path):
+    path = tmp_path / "test-gpu-9" / "agreement.csv"
+    path.parent.mkdir()
+    path.write_bytes(b'"kernel,\xff')
+    with pytest.raises(store.DamagedData, match="agreement.csv is damaged"):
+        verify_all({})
+    assert path.read_bytes() == b'"kernel,\xff'
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="the sanitizers watch the CPU tier")
+def test_sanitizers_find_nothing_and_say_what_fails(capsys, monkeypatch):
+    if reason := registry.missing("cupy"):
+        pytest.skip(reason)
+    few = dataclasses.replace(registry.spec("vector_add"), check_sizes=({"N": 1025},))
+    monkeypatch.setattr(registry, "spec", lambda kernel: few)
+    assert verify.sanitize(select("vector_add"))
+    assert capsys.readouterr().out.count("3 of 3") == 2
+
+    monkeypatch.setattr(verify, "_call", lambda _, cell: verify._row(cell, *FAILED))
+    assert not verify.sanitize(select("vector_add"))
+    assert "vector_add-cupy, thread-float32-N=1025 failed: killed by" in capsys.readouterr().out
