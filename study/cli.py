@@ -18,7 +18,8 @@ Kernels = Annotated[
 Backends = Annotated[str | None, typer.Option(help="Only these backends: triton, cupy, numba.")]
 Phase = Annotated[int | None, typer.Option(help="Only the kernels of this phase, 1 to 5.")]
 Data = Annotated[Path, typer.Option(help="Where data is kept; one folder a machine is made in it.")]
-DATA = Path("data")
+HOME = Path(__file__).parents[1]  # the checkout, whatever folder a command is called from
+DATA = HOME / "data"
 
 
 @app.command("list")
@@ -165,12 +166,14 @@ def complexity(
 @app.command()
 def report(
     data: Data = DATA,
-    out: Annotated[
-        Path, typer.Option(help="Where report.md, index.html and report.pdf go.")
-    ] = Path("report"),
+    out: Annotated[Path, typer.Option(help="Where report.md, index.html and report.pdf go.")] = HOME
+    / "report",
 ):
-    """Build the report from data/ and report/text/, testing every claim it makes on the way."""
-    from study.report.build import build as module
+    """Build the report from data/ and report/text/, testing every claim it makes on the way.
+
+    Into report/ of the checkout, it also renews the answer in the README.
+    """
+    from study.report import build as module
 
     if not module.run(data=data, out=out):
         raise typer.Exit(1)
@@ -194,7 +197,7 @@ def compare(
     --phase narrow these down. Nothing is measured: `study measure` does that.
     """
     from study.bench.cells import select
-    from study.report.build import compare as module
+    from study.report import compare as module
 
     module.run(select(kernels, backends, phase), machine, data=data, out=out)
 

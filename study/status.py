@@ -1,6 +1,7 @@
 """What of a selection is not in data/ yet, or was measured from a source that has changed since."""
 
 from collections.abc import Iterator
+from dataclasses import astuple
 from itertools import groupby
 from pathlib import Path
 
@@ -10,12 +11,12 @@ from rich.table import Table
 from implementations.common import registry
 from study.agree import stability
 from study.bench import store
-from study.bench.cells import Cell, Selection
+from study.bench.cells import AGAIN, SLOWER, TIMED, Cell, Selection
+from study.bench.entries import groups
 from study.bench.fingerprint import fingerprint
 from study.bench.progress import console
+from study.report.data import Data
 from study.speed import counters
-from study.speed.measure import groups
-from study.speed.ratios import KEY
 
 MEASURED = ("agreement", "timings")  # the tables of a machine
 
@@ -23,16 +24,19 @@ MEASURED = ("agreement", "timings")  # the tables of a machine
 def run(selection: Selection, *, data: Path) -> bool:
     """Print the missing and stale cells of each machine in `data`; whether there are none.
 
-    A machine is a folder with agreement.csv or timings.csv. Raises DamagedData.
+    A machine is a folder with agreement.csv or timings.csv. Raises DamagedData for a table that
+    was cut short, or is not derived from the samples beside it.
     """
     machines = sorted({path.parent for path in data.glob("*/*.csv") if path.stem in MEASURED})
+    for folder in machines:
+        Data.load(data, folder.name)
     table = Table("data", "kernel", "backend", "cells", "missing", "stale")
     for path, wanted in _wanted(selection, data, machines):
         found = store.read(path)
         if not found.empty:
             if path.parent == data:  # of a whole implementation, whatever its dtypes and sizes
-                found = found.assign(dtype="", size="")
-            found = found.reindex(columns=[*KEY, "source_hash"], fill_value="")
+                found = found.assign(dtype="", size="", variant="")
+            found = found.reindex(columns=[*TIMED, "source_hash"], fill_value="")
         for (kernel, backend), cells in groupby(
             sorted(wanted, key=_implementation), key=_implementation
         ):
@@ -52,11 +56,11 @@ def run(selection: Selection, *, data: Path) -> bool:
 def compare(cells: list[Cell], found: pd.DataFrame) -> tuple[int, int, int]:
     """The number of `cells`, all of one implementation, and of those missing and stale in `found`.
 
-    found: columns `KEY` and source_hash.
+    found: columns TIMED and source_hash.
     """
     kernel, backend = _implementation(cells[0])
     present = {tuple(key): text for *key, text in found.itertuples(index=False)}
-    hashes = [present.get((c.kernel, c.backend, c.dtype, c.size)) for c in cells]
+    hashes = [present.get(astuple(cell)) for cell in cells]
     missing = hashes.count(None)
     current = hashes.count(fingerprint(kernel, backend))
     return len(cells), missing, len(cells) - missing - current
@@ -72,6 +76,7 @@ def _wanted(
         for group in groups(selection)
         for cell in group.entries
         if cell.kernel == group.kernel
+        and cell.variant not in (AGAIN, SLOWER)  # they test the protocol, which has its own table
         and cell.backend in (*selection.backends, *registry.spec(group.kernel).baselines)
     ]
     studied = [c for k in selection.kernels for c in stability.cells(k, selection.backends)]

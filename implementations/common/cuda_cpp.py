@@ -4,10 +4,13 @@ NVRTC is called here and not by `RawModule(code=...)`, which always adds -ftz=tr
 does not see a changed header; an instantiation takes about 0.2 s.
 """
 
+import atexit
 import re
+import struct
 import tempfile
-from dataclasses import dataclass
 from functools import cache
+from numbers import Real
+from operator import index
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ import torch
 
 from implementations.common.check import dtype_name
 from implementations.common.device import properties
+from implementations.common.driver import Function, device_of
 from implementations.common.registry import HEADERS
 from implementations.instructions.tensor_map import TensorMap
 
@@ -27,6 +31,7 @@ SCALARS = {  # of a kernel's parameters
     "float": np.float32,
     "bool": np.bool_,
 }
+FORMATS = dict(zip(SCALARS, "iIqQf?", strict=True))  # of `struct`
 STATIC_SHARED_BYTES = 48 * 1024  # beyond this a kernel must opt in
 
 
@@ -35,7 +40,7 @@ class CudaSource:
 
     def __init__(self, path: Path):
         self.path = path
-        self.kernel = cache(self._kernel)
+        self.instantiations: dict[tuple, tuple[Kernel, str]] = {}
 
     def launch(
         self, kernel: str, grid: tuple, block: tuple, *args, shared_bytes: int = 0, **template
@@ -48,137 +53,152 @@ class CudaSource:
         Raises TypeError for other arguments than the `.cu` declares, OverflowError for a number
         that its type cannot hold.
         """
-        declared = self.kernel(kernel)
-        name = declared.instantiation(tuple(template.items()))
-        if len(args) != len(declared.parameters):
+        key = kernel, *template.items()
+        if key not in self.instantiations:
+            found = Kernel(self.path, kernel)
+            self.instantiations[key] = found, found.instantiation(template)
+        run(*self.instantiations[key], grid, block, args, shared_bytes)
+
+
+class Kernel:
+    """A kernel as its `.cu` declares it. ValueError where that declares none of this name.
+
+    template, parameters: name → type.
+    """
+
+    def __init__(self, path: Path, name: str):
+        text = re.sub(r"//.*|/\*[\s\S]*?\*/", "", path.read_text())
+        head = r"(?:template\s*<([^<>]*)>\s*)?__global__\s[^;{}]*?\b"
+        found = re.search(rf"{head}{name}\s*\(([^()]*)\)\s*{{", text)
+        if not found:
+            raise ValueError(f"{path.name} must define the __global__ function {name}")
+        self.path, self.name = path, name
+        self.template, self.parameters = (_declared(text or "") for text in found.groups())
+        self.converters = [self._converter(*parameter) for parameter in self.parameters.items()]
+        self.pointers = [kind.endswith("*") for kind in self.parameters.values()]
+
+    def typed(self, args: tuple) -> list:
+        """Arguments as the parameters hold them: tensors, tensor maps and NumPy scalars."""
+        if len(args) != len(self.converters):
             raise TypeError(
-                f"{kernel} takes {len(declared.parameters)} arguments "
-                f"({', '.join(declared.parameters)}), got {len(args)}"
+                f"{self.name} takes the {len(self.converters)} arguments "
+                f"{', '.join(self.parameters)}, got {len(args)}"
             )
-        typed = [convert(a) for convert, a in zip(declared.converters, args, strict=True)]
-        run(self.path, name, grid, block, typed, shared_bytes)
+        return [convert(arg) for convert, arg in zip(self.converters, args, strict=True)]
 
-    def _kernel(self, name: str) -> "Declared":
-        return declared(self.path, name)
-
-
-@dataclass(frozen=True)
-class Declared:
-    """A kernel as its `.cu` declares it: the names and types of its parameters."""
-
-    name: str
-    template: dict[str, str]
-    parameters: dict[str, str]
-
-    def __post_init__(self):
-        converters = [_converter(self.name, *p) for p in self.parameters.items()]
-        object.__setattr__(self, "converters", converters)
-        object.__setattr__(self, "instantiation", cache(self._instantiation))
-
-    def _instantiation(self, arguments: tuple) -> str:
+    def instantiation(self, given: dict) -> str:
         """ "kernel<float, 4>", of the template's arguments by name."""
-        given = dict(arguments)
         if given.keys() != self.template.keys():
             raise TypeError(
                 f"{self.name} takes the template arguments {', '.join(self.template) or 'none'}, "
                 f"got {', '.join(given) or 'none'}"
             )
-        texts = (_template_argument(self.name, n, t, given[n]) for n, t in self.template.items())
-        return f"{self.name}<{', '.join(texts)}>" if self.template else self.name
+        texts = [self._text(name, kind, given[name]) for name, kind in self.template.items()]
+        return f"{self.name}<{', '.join(texts)}>" if texts else self.name
+
+    def _text(self, name: str, kind: str, value) -> str:
+        """An argument of the template as C++ has it."""
+        if kind == "typename" and value in C_TYPE:
+            return C_TYPE[value]
+        if kind == "bool" and isinstance(value, bool):
+            return str(value).lower()
+        if kind == "int" and isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        dtypes = ", ".join(map(dtype_name, C_TYPE))
+        wanted = f"one of {dtypes}" if kind == "typename" else f"of type {kind}"
+        raise TypeError(f"{name} of {self.name} must be {wanted}, got {value!r}")
+
+    def _converter(self, name: str, kind: str):
+        """What makes of an argument what a parameter holds."""
+        of = f"{name} of {self.name}"
+        if kind in SCALARS:
+            scalar = SCALARS[kind]
+            exact = {"float": _real, "bool": bool}.get(kind, index)
+
+            def number(value):
+                try:
+                    return scalar(exact(value))
+                except (TypeError, OverflowError) as error:
+                    raise type(error)(f"{of} must be of type {kind}, got {value!r}") from error
+
+            return number
+        wanted = torch.Tensor if kind.endswith("*") else TensorMap
+        if wanted is TensorMap and kind != "const TensorMap":
+            raise TypeError(f"{of} must be a pointer, a TensorMap or of {', '.join(SCALARS)}")
+
+        def checked(value):
+            if not isinstance(value, wanted):
+                raise TypeError(f"{of} must be a {wanted.__name__}, got {type(value).__name__}")
+            return value
+
+        return checked
 
 
-def declared(path: Path, kernel: str) -> Declared:
-    """A kernel as a `.cu` declares it. Raises ValueError where it does not."""
-    text = re.sub(r"//.*|/\*[\s\S]*?\*/", "", path.read_text())
-    head = rf"(?:template\s*<([^<>]*)>\s*)?__global__\s[^;{{}}]*?\b{kernel}\s*\(([^()]*)\)\s*{{"
-    found = re.search(head, text)
-    if not found:
-        raise ValueError(f"{path.name} must declare the __global__ function {kernel}")
-    return Declared(kernel, *map(_declarations, (found[1] or "", found[2])))
+def _real(value) -> float:
+    if not isinstance(value, Real):
+        raise TypeError("no real number")
+    return float(value)
 
 
-def _declarations(text: str) -> dict[str, str]:
+def _declared(text: str) -> dict[str, str]:
     """ "const T* __restrict__ x, long long N" → {"x": "const T*", "N": "long long"}."""
-    parts = (" ".join(part.replace("__restrict__", "").split()) for part in text.split(","))
-    pairs = (part.replace("* ", "*").rpartition("*" if "*" in part else " ") for part in parts)
-    return {name: (kind + end).strip() for kind, end, name in pairs if name}
-
-
-def _template_argument(kernel: str, name: str, kind: str, value) -> str:
-    if kind == "typename" and value in C_TYPE:
-        return C_TYPE[value]
-    if kind == "bool" and isinstance(value, bool):
-        return str(value).lower()
-    if kind == "int" and isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    wanted = {"typename": f"one of {', '.join(map(dtype_name, C_TYPE))}"}.get(
-        kind, f"of type {kind}"
-    )
-    raise TypeError(f"template argument {name} of {kernel} must be {wanted}, got {value!r}")
-
-
-def _converter(kernel: str, name: str, kind: str):
-    """What makes an argument what a kernel's parameter holds."""
-
-    def pointer(value):
-        if not isinstance(value, torch.Tensor):
-            raise TypeError(f"{name} of {kernel} must be a tensor, got {type(value).__name__}")
-        return value
-
-    def tensor_map(value):
-        if not isinstance(value, TensorMap):
-            raise TypeError(f"{name} of {kernel} must be a TensorMap, got {type(value).__name__}")
-        return value
-
-    if kind.endswith("*"):
-        return pointer
-    if kind.endswith("TensorMap"):
-        return tensor_map
-    if kind not in SCALARS:
-        raise TypeError(f"parameter {name} of {kernel} must be of {', '.join(SCALARS)}, got {kind}")
-    return SCALARS[kind]
+    found = {}
+    for part in re.sub(r"__restrict__|__grid_constant__|=[^,]*", "", text).split(","):
+        kind, name = re.fullmatch(r"\s*(.*?)(\w*)\s*", part, re.DOTALL).groups()
+        if name:
+            found[name] = " ".join(kind.replace("*", "* ").split())
+    return found
 
 
 # --- on a GPU; a tier without one takes the place of `run` ----------------------------------------
 
 
-def run(path: Path, name: str, grid: tuple, block: tuple, args: list, shared_bytes: int) -> None:
-    """Launch the instantiation `name`. args: tensors, tensor maps and NumPy scalars."""
-    device = next((a.device.index for a in args if isinstance(a, torch.Tensor)), None)
-    device = torch.cuda.current_device() if device is None else device
-    values = [a if isinstance(a, np.generic) else _value(a) for a in args]
-    kernel = _loaded(path, name, shared_bytes, device)
-    stream = _stream(torch.cuda.current_stream(device).cuda_stream)
-    with torch.cuda.device(device):
-        kernel(grid, block, values, shared_mem=shared_bytes, stream=stream)
+def run(kernel: Kernel, name: str, grid: tuple, block: tuple, args: tuple, shared_bytes: int):
+    """Launch the instantiation `name` of a kernel."""
+    device = device_of(args)
+    function = _loaded(kernel, name, shared_bytes, device)
+    values = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in args]
+    try:
+        if [isinstance(a, torch.Tensor) for a in args] != kernel.pointers:
+            raise struct.error
+        function.launch(grid, block, values, shared_bytes, device)
+    except struct.error:
+        values = map(_value, kernel.typed(args))  # which says what does not fit
+        function.launch(grid, block, [*values], shared_bytes, device)
 
 
-def _value(arg: torch.Tensor | TensorMap):
-    return arg.data_ptr() if isinstance(arg, torch.Tensor) else arg.encoded()
+def _value(arg):
+    """A typed argument as `struct` packs it."""
+    if isinstance(arg, TensorMap):
+        return arg.encoded().tobytes()
+    return arg.data_ptr() if isinstance(arg, torch.Tensor) else arg.item()
+
+
+def _format(kind: str) -> str:
+    """How `struct` packs a parameter of this type."""
+    if kind.endswith("TensorMap"):
+        return "128s"
+    return "Q" if kind.endswith("*") else FORMATS[kind]
 
 
 @cache
-def _loaded(path: Path, name: str, shared_bytes: int, device: int):
+def _loaded(kernel: Kernel, name: str, shared_bytes: int, device: int) -> Function:
     import cupy
 
     major, minor = properties(torch.device("cuda", device)).capability
     arch = f"sm_{major}{minor}" + ("a" if major >= 9 else "")
-    cubin, symbol = compile_cubin(path, name, arch)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+    cubin, symbol = compile_cubin(kernel.path, name, arch)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file, cupy.cuda.Device(device):
         file.write(cubin)
         file.flush()
-        with cupy.cuda.Device(device):
-            kernel = cupy.RawModule(path=file.name).get_function(symbol)
-            if shared_bytes > STATIC_SHARED_BYTES:
-                kernel.max_dynamic_shared_size_bytes = shared_bytes
-    return kernel
+        loaded = cupy.RawModule(path=file.name).get_function(symbol)
+        if shared_bytes > STATIC_SHARED_BYTES:
+            loaded.max_dynamic_shared_size_bytes = shared_bytes
+        handle = loaded.kernel.ptr
+    return Function(handle, [_format(kind) for kind in kernel.parameters.values()], loaded)
 
 
-@cache
-def _stream(handle: int):
-    import cupy
-
-    return cupy.cuda.ExternalStream(handle) if handle else cupy.cuda.Stream.null
+atexit.register(_loaded.cache_clear)  # CuPy cannot unload a module once the interpreter is ending
 
 
 @cache

@@ -67,17 +67,22 @@ def _is_kind(source: Source, kind: str, call: Node) -> bool:
     return kinds().get(_made(source).get(name, name)) == kind
 
 
+def _is_product(source: Source, call: Node) -> bool:
+    """Whether a wrapper is called that multiplies, and not one that makes such a wrapper."""
+    return _is_kind(source, "product", call) and _function(call) not in _made(source).values()
+
+
 @cache
 def _made(source: Source) -> dict[str, str]:
-    """Variable → the wrapper that it is assigned a call of: `wait = cp_async_wait(0)`."""
-    found = {}
+    """Variable that is called → the wrapper that made it: `wait = cp_async_wait(0)`."""
+    found, called = {}, {_function(node) for node in source.walk(source.root)}
     for node in source.walk(source.root):
         if node.type == "assignment" and all(_sides(node)):
             targets, values = (
                 _children(source, s) if "list" in s.type else [s] for s in _sides(node)
             )
             found |= {_text(t): _function(v) for t, v in zip(targets, values, strict=False)}
-    return {name: wrapper for name, wrapper in found.items() if wrapper in kinds()}
+    return {n: wrapper for n, wrapper in found.items() if wrapper in kinds() and n in called}
 
 
 def _sides(node: Node) -> tuple[Node | None, Node | None]:
@@ -262,7 +267,7 @@ def operands_swapped(source: Source) -> Iterator[Fault]:
         elif (
             PRODUCT.fullmatch(_function(node))
             or QUOTIENT.fullmatch(_function(node))
-            or _is_kind(source, "product", node)
+            or _is_product(source, node)
         ):
             listed = node.child_by_field_name("arguments")
             parts = _children(source, listed)
@@ -306,7 +311,7 @@ def precision_lowered(source: Source) -> Iterator[Fault]:
                 yield node, _rounded(source, text)
         elif node.type in ASSIGNMENTS and _name(node.children[0]) in floats:
             yield from _rounded_sum(source, node)
-        elif _is_kind(source, "product", node):
+        elif _is_product(source, node):
             yield node, _rounded_product(source, node)
 
 

@@ -12,7 +12,6 @@ A row of stability.csv is one of SIZE's matrices: a kernel, backend and dtype at
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -24,14 +23,12 @@ from implementations.common import registry
 from implementations.common.check import dtype_name
 from implementations.common.spec import generator
 from study.agree.verify import workers_here
-from study.bench import store
-from study.bench.cells import Cell, Selection, size_text
+from study.bench import entries, store
+from study.bench.cells import KEY, Cell, Selection, size_text
+from study.bench.entries import UNAVAILABLE
 from study.bench.fingerprint import fingerprint
 from study.bench.progress import console, progress
 from study.bench.worker import Worker, WorkerFailed
-from study.speed import measure
-from study.speed.measure import UNAVAILABLE
-from study.speed.ratios import KEY
 
 TIMEOUT = 300  # seconds for a cell: in Numba on the CPU it takes most of a minute
 SIZE = {"M": 64, "N": 512}  # at each scale
@@ -43,7 +40,7 @@ def cells(kernel: str, backends: Iterable[str]) -> list[Cell]:
     """What is studied of a kernel: every dtype in the backends and the main baseline; nothing
     where its spec has no scales."""
     spec = registry.spec(kernel)
-    names = [*backends, *filter(None, [measure.reference(kernel)])] if spec.scales else []
+    names = [*backends, *filter(None, [entries.reference(kernel)])] if spec.scales else []
     dtypes = map(dtype_name, spec.dtypes)
     return [Cell(kernel, name, dtype, size_text(SIZE)) for dtype in dtypes for name in names]
 
@@ -87,7 +84,7 @@ def largest(softmax, dtype: torch.dtype) -> float:
 def study(cell: Cell) -> list[dict]:
     """The rows of one cell. What the kernel raises is passed on, unless it cannot run here."""
     try:
-        softmax = measure.function(cell)
+        softmax = entries.function(cell)
     except registry.Unavailable as reason:
         return [_row(cell, f"{UNAVAILABLE}{reason}")]
     found = by_scale(softmax, cell.torch_dtype, registry.spec(cell.kernel).scales)
@@ -97,7 +94,7 @@ def study(cell: Cell) -> list[dict]:
 
 def _row(cell: Cell, error: str, **figures) -> dict:
     stamp = {"error": error, "source_hash": fingerprint(cell.kernel, cell.backend)}
-    return asdict(cell) | dict.fromkeys(FIGURES, math.nan) | figures | stamp
+    return cell.key | dict.fromkeys(FIGURES, math.nan) | figures | stamp
 
 
 def run(selection: Selection, *, data: Path) -> bool:

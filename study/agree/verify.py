@@ -1,11 +1,10 @@
 """Checks every implementation against the oracle, and that it touches nothing but its outputs."""
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Lock
 
@@ -18,12 +17,12 @@ from implementations import DEVICE, TORCH_DEVICE
 from implementations.common import registry
 from implementations.tiers.cpu.cuda_cpp import SANITIZERS
 from study.agree import agreement
+from study.agree.covering import covering
 from study.bench import store
-from study.bench.cells import Cell, Selection
-from study.bench.fingerprint import fingerprint
+from study.bench.cells import KEY, Cell, Selection, seed
+from study.bench.fingerprint import fingerprint, spec_fingerprint
 from study.bench.progress import console, progress
 from study.bench.worker import PACKAGES, Worker, WorkerFailed, workers
-from study.speed.ratios import KEY
 
 RUNS = 3 if DEVICE == "cuda" else 2  # on the CPU the second takes the threads in another order
 GUARD = 2**20  # bytes before and after each tensor: more than a tile overshoots
@@ -81,14 +80,9 @@ class GuardedAllocations(TorchDispatchMode):
         return self.made[-1].tensor
 
 
-def seed(cell: Cell) -> int:
-    """The seed of a cell's inputs: the same in every backend and on every machine."""
-    text = f"{cell.kernel}-{cell.dtype}-{cell.size}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
-
-
 def check(cell: Cell) -> dict:
-    """Verify one cell; its row of agreement.csv.
+    """Verify one cell; its row of agreement.csv, in which `check` names the first that failed:
+    "guard zones", "inputs changed", "allocation", "runs differ" or "values".
 
     The kernel runs `RUNS` times on guarded inputs. It agrees if its outputs do, if they lie in
     memory it allocated by `torch.empty` or a relative, if the runs are bit-identical, and if the
@@ -116,8 +110,8 @@ def _check(cell: Cell, host) -> dict:
             inputs[i] = placed[i].tensor.copy_(x)
     before = {i: place.inside.clone() for i, place in placed.items()}
 
-    errors = {}  # as an ordered set: the runs repeat them
-    first = None
+    failed = {}  # what is wrong → the check that says so; the runs repeat it
+    first, deterministic = None, True
     for run in range(RUNS):
         with GuardedAllocations() as allocations, _thread_order(seed=run):
             outputs = host(*inputs)
@@ -125,27 +119,30 @@ def _check(cell: Cell, host) -> dict:
             torch.cuda.synchronize()
         for i, place in placed.items():
             if not place.intact():
-                errors[f"it wrote outside input {i}"] = None
-            if not torch.equal(place.inside, before[i]):
-                errors[f"it changed input {i}"] = None
+                failed[f"it wrote outside input {i}"] = "guard zones"
         for place in allocations.made:
             if not place.intact():
-                errors[f"it wrote outside its tensor of shape {tuple(place.tensor.shape)}"] = None
+                shape = tuple(place.tensor.shape)
+                failed[f"it wrote outside its tensor of shape {shape}"] = "guard zones"
+        for i, place in placed.items():
+            if not torch.equal(place.inside, before[i]):
+                failed[f"it changed input {i}"] = "inputs changed"
         tensors = [y for y in agreement.as_tuple(outputs) if isinstance(y, torch.Tensor)]
         for i, y in enumerate(tensors):
             if not any(place.holds(y) for place in allocations.made):
-                errors[f"output {i} must be allocated by torch.empty or a relative"] = None
+                failed[f"output {i} must be allocated by torch.empty or a relative"] = "allocation"
         bits = [y.reshape(-1).view(torch.uint8) for y in tensors]
         first = bits if run == 0 else first
         if not all(map(torch.equal, first, bits)):
-            errors[f"run {run + 1} differs from run 1"] = None
+            deterministic = False
+            failed[f"run {run + 1} differs from run 1"] = "runs differ"
 
     first = before = bits = tensors = None  # a huge size leaves no room for them beside the oracle
-    deterministic = not any(error.startswith("run ") for error in errors)
     judged = agreement.judge(spec, cell.sizes, tuple(inputs), outputs)
-    text = "; ".join([*errors, judged.error] if judged.error else errors)
-    status = "disagrees" if text else "agrees"
-    return _row(cell, status, text, judged, deterministic)
+    if judged.error:
+        failed[judged.error] = "values"
+    status, failure = ("disagrees", next(iter(failed.values()))) if failed else ("agrees", "")
+    return _row(cell, status, "; ".join(failed), judged, deterministic, failure)
 
 
 @contextmanager
@@ -163,23 +160,28 @@ def _thread_order(seed: int) -> Iterator[None]:
             os.environ[name] = before
 
 
-def _row(cell: Cell, status: str, error="", judged=NOT_JUDGED, deterministic=False) -> dict:
-    return asdict(cell) | {
+def _row(
+    cell: Cell, status: str, error="", judged=NOT_JUDGED, deterministic=False, check=""
+) -> dict:
+    return cell.key | {
         "rule": agreement.rule_name(registry.spec(cell.kernel)),
         "margin": judged.margin,
         "rms": judged.rms,
         "deterministic": deterministic,
         "status": status,
+        "check": check,
         "error": error,
         "source_hash": fingerprint(cell.kernel, cell.backend),
+        "spec_hash": spec_fingerprint(cell.kernel),
     }
 
 
-def run(selection: Selection, large: bool, data: Path) -> bool:
+def run(selection: Selection, *, large: bool, cover: bool, data: Path) -> bool:
     """Verify a selection, each cell in a worker; print a summary. On a GPU, save agreement.csv.
 
-    large: on a GPU, also check the headline and the huge sizes. Returns whether all agree; a
-    backend that cannot run here counts against it only where it was selected by name.
+    large: on a GPU, also check the headline and the huge sizes. cover: of the check sizes, as many
+    as launch every variant, by data/codegen.csv. Returns whether all agree; a backend that cannot
+    run here counts against it only where it was selected by name.
     """
     if DEVICE == "compile":
         raise RuntimeError("verify must run the kernels, got STUDY_DEVICE=compile")
@@ -191,12 +193,17 @@ def run(selection: Selection, large: bool, data: Path) -> bool:
     if DEVICE == "cuda":
         path = data / store.machine_name(torch.cuda.get_device_name()) / "agreement.csv"
         store.read(path)  # a damaged file is refused before any work
-    kinds = ("check", "large") if large and DEVICE == "cuda" else ("check",)
-    order = {cell: i for i, cell in enumerate(c for kind in kinds for c in selection.cells(kind))}
+    cells = list(selection.cells("check"))
+    if cover:
+        chosen = covering(selection, store.read(data / "codegen.csv"))
+        console.print(f"{len(chosen)} of {len(cells)} cells launch every variant")
+        cells = chosen
+    alone = list(selection.cells("large")) if large and DEVICE == "cuda" else []
+    order = {cell: i for i, cell in enumerate([*cells, *alone])}
     rows = []
     with progress("verify", len(order)) as step:
         try:
-            for _ in _verify(selection, kinds, missing, step, rows):
+            for _ in _verify(cells, alone, missing, step, rows):
                 if DEVICE == "cuda":
                     _save(path, rows[:])  # others append to it meanwhile
         finally:
@@ -236,30 +243,32 @@ def sanitize(selection: Selection) -> bool:
     return all(row["status"] == "agrees" for row in rows)
 
 
-def _verify(selection: Selection, kinds, missing, step, rows: list[dict]) -> Iterator[None]:
-    """Append the rows of a selection to `rows`, implementations in parallel; yields as they end."""
-    alone, stopped = Lock(), Event()
-    parts = [
-        Selection((kernel,), (backend,))
-        for kernel in selection.kernels
-        for backend in selection.backends
-    ]
+def _verify(cells: list[Cell], alone: list[Cell], missing, step, rows) -> Iterator[None]:
+    """Append the rows of cells to `rows`, several in parallel; yields as they end.
 
-    def verify(worker: Worker, part: Selection) -> None:
-        for kind in kinds:
-            with alone if kind == "large" else nullcontext():  # it may take all of the memory
-                for cell in part.cells(kind):
-                    if stopped.is_set():
-                        return
-                    step(str(cell))
-                    reason = missing[cell.backend]
-                    row = _row(cell, "unavailable", reason) if reason else _call(worker, cell)
-                    if not stopped.is_set():  # else what failed was the worker
-                        rows.append(row)
+    alone: cells of which one runs at a time, as it may take all of the memory.
+    """
+    lock, stopped = Lock(), Event()
+    parts = {}  # on a GPU a worker keeps what is compiled, and so has an implementation to itself
+    for cell in (*cells, *alone):
+        key = (cell.kernel, cell.backend) if DEVICE == "cuda" else cell
+        parts.setdefault(key, []).append(cell)
+    alone = set(alone)
+
+    def verify(worker: Worker, part: list[Cell]) -> None:
+        for cell in part:
+            with lock if cell in alone else nullcontext():
+                if stopped.is_set():
+                    return
+                step(str(cell))
+                reason = missing[cell.backend]
+                row = _row(cell, "unavailable", reason) if reason else _call(worker, cell)
+                if not stopped.is_set():  # else what failed was the worker
+                    rows.append(row)
 
     with workers_here(len(parts)) as each:
         try:
-            yield from each(verify, parts)
+            yield from each(verify, parts.values())
         finally:
             stopped.set()  # before the workers are gone
 
@@ -267,7 +276,9 @@ def _verify(selection: Selection, kinds, missing, step, rows: list[dict]) -> Ite
 def workers_here(items: int) -> AbstractContextManager[Callable]:
     """As many workers as can run so many items at once."""
     count = min(WORKERS, os.cpu_count() or 1, items) or 1
-    return workers(count, preload=PACKAGES if DEVICE == "cuda" else None)
+    if DEVICE == "cuda":
+        return workers(count, preload=PACKAGES)
+    return workers(count, {"OMP_NUM_THREADS": "1"})  # a worker a core
 
 
 def _call(worker: Worker, cell: Cell) -> dict:

@@ -1,6 +1,7 @@
 """A cell is one measurement: a kernel, a backend, a dtype and a size. Selection, and text form."""
 
 import difflib
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,13 @@ from implementations.common import registry
 from implementations.common.check import dtype_name
 from implementations.common.spec import Size
 
+KEY = ["kernel", "backend", "dtype", "size"]  # the columns that name a cell
+TIMED = [*KEY, "variant"]  # those of a cell that is timed
+# Variants, other than "", the kernel as it is:
+AGAIN = "again"  # the same once more, to test the protocol
+SLOWER = "slower"  # with a planted slowdown of 5 %, to test the protocol
+WARM = "warm"  # on data that the call before left in the L2
+
 
 class UnknownName(RuntimeError):
     """The name of a kernel, backend or machine that does not exist."""
@@ -18,34 +26,60 @@ class UnknownName(RuntimeError):
 
 
 def size_text(size: Size) -> str:
-    """{"M": 5, "N": 257} → "M=5,N=257"."""
+    """{"M": 5, "N": 257} → "M=5,N=257"; {"N": 4096, "causal": True} → "N=4096,causal=True"."""
     return ",".join(f"{name}={value}" for name, value in size.items())
 
 
-def parse_size(text: str) -> dict[str, int]:
-    """The inverse of `size_text`."""
-    return {name: int(value) for name, value in (part.split("=") for part in text.split(","))}
+def parse_size(text: str) -> Size:
+    """The inverse of `size_text`. Raises ValueError for what is no size."""
+    pairs = (part.split("=") for part in text.split(","))
+    return {name: _value(value) for name, value in pairs}
+
+
+def _value(text: str) -> int | bool | float:
+    if text in ("True", "False"):
+        return text == "True"
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One kernel in one backend (or baseline) at one dtype ("float16") and size ("M=5,N=257")."""
+    """One kernel in one backend (or baseline) at one dtype ("float16") and size ("M=5,N=257").
+
+    variant: how it is timed, AGAIN, SLOWER or WARM; "" is the kernel as it is.
+    """
 
     kernel: str
     backend: str
     dtype: str
     size: str
+    variant: str = ""
 
     def __str__(self):
-        return f"{self.kernel}-{self.backend}-{self.dtype}-{self.size}"
+        name = f"{self.kernel}-{self.backend}-{self.dtype}-{self.size}"
+        return f"{name}-{self.variant}" if self.variant else name
+
+    @property
+    def key(self) -> dict[str, str]:
+        """The columns KEY of its row, in a table that knows no variants."""
+        return {name: getattr(self, name) for name in KEY}
 
     @property
     def torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)
 
     @property
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> Size:
         return parse_size(self.size)
+
+
+def seed(cell: Cell) -> int:
+    """The seed of a cell's inputs: the same in every backend and on every machine."""
+    text = f"{cell.kernel}-{cell.dtype}-{cell.size}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
 
 @dataclass(frozen=True)

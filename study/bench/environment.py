@@ -153,7 +153,7 @@ def _git(*args: str) -> str | None:
     try:
         done = subprocess.run(
             ["git", *args],
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,
             check=True,

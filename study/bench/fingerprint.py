@@ -244,8 +244,16 @@ def _bound(statement: ast.stmt) -> frozenset[str]:
     """The names that a top-level statement binds."""
     if isinstance(statement, ast.FunctionDef | ast.ClassDef):
         return frozenset({statement.name})
-    stored = (n for n in ast.walk(statement) if isinstance(n, ast.Name))
-    return frozenset(n.id for n in stored if isinstance(n.ctx, ast.Store))
+    return frozenset(_stored(statement))
+
+
+def _stored(node: ast.AST) -> Iterator[str]:
+    """The variables set in a statement, and not in a scope of their own within it."""
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    for part in ast.iter_child_nodes(node):
+        if not isinstance(part, ast.comprehension | ast.FunctionDef | ast.ClassDef | ast.Lambda):
+            yield from _stored(part)
 
 
 def _imports_only(statement: ast.stmt) -> bool:

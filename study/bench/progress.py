@@ -1,4 +1,7 @@
-"""Progress of long work: a bar with the item in hand and the time left; plain lines in a pipe."""
+"""Progress of long work: a bar with the item in hand and the time left; plain lines in a pipe.
+
+And at its end, what failed.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,6 +9,9 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from study.bench.cells import KEY, Cell
+from study.bench.entries import UNAVAILABLE
 
 console = Console(highlight=False)
 PLAIN_EVERY = 5.0  # seconds between plain lines
@@ -46,3 +52,15 @@ def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
 
     yield step
     print(f"{title}: {begun} of {total} in {time.monotonic() - start:.0f} s", flush=True)
+
+
+def say_failed(rows: list[dict], said: str) -> bool:
+    """Print the cell and the error of each row that has one; whether there are none that count.
+
+    said: what became of the cell, e.g. "was not timed".
+    """
+    failed = [row for row in rows if row["error"]]
+    for row in failed:
+        cell = Cell(*(row[name] for name in KEY))
+        console.print(f"{cell} {said}: {row['error']}", markup=False, soft_wrap=True)
+    return all(row["error"].startswith(UNAVAILABLE) for row in failed)

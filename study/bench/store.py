@@ -9,7 +9,11 @@ from pathlib import Path
 import pandas as pd
 
 from implementations.common import registry
-from study.bench.cells import Selection
+from study.bench.cells import AGAIN, SLOWER, WARM, Selection
+
+# columns that may hold digits only, or nothing
+TEXTS = ("source_hash", "spec_hash", "code", "variant")
+WITH_VARIANTS = ("samples.parquet", "crosschecks.csv", "timings.csv")  # tables of timed cells
 
 
 class DamagedData(RuntimeError):
@@ -22,15 +26,36 @@ def machine_name(device_name: str) -> str:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """A CSV or Parquet table; an empty frame where there is no file. Raises DamagedData."""
+    """A CSV or Parquet table; an empty frame where there is no file. Raises DamagedData.
+
+    Timed cells are given with their `variant`, those of before too.
+    """
     if not path.exists():
         return pd.DataFrame()
     try:
         if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        return pd.read_csv(path, dtype={"source_hash": str, "code": str})  # of digits, a number
+            table = pd.read_parquet(path)
+        else:
+            table = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str))
+        if path.name not in WITH_VARIANTS or not {"backend", "size"} <= set(table):
+            return table
+        if "variant" not in table:
+            return _of_before(table)
+        return table.fillna({"variant": ""})  # which in a CSV reads as NaN
     except Exception as error:
         raise DamagedData(f"{path} is damaged and was left untouched: {error}") from error
+
+
+def _of_before(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of timed cells in the form of before, when a variant was an ending of a backend."""
+    variant = pd.Series("", table.index, dtype=str)
+    backend = table["backend"]
+    for ending, name in (("#2", AGAIN), ("+5%", SLOWER), (", warm", WARM)):
+        variant[backend.str.endswith(ending)] = name
+        backend = backend.str.removesuffix(ending)
+    table = table.assign(backend=backend)
+    table.insert(table.columns.get_loc("size") + 1, "variant", variant)
+    return table
 
 
 @contextmanager

@@ -36,13 +36,13 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
 
+import pandas as pd
 import torch
 from rich.table import Column, Table
 from torch._subclasses import FakeTensorMode
@@ -274,19 +274,49 @@ def _rows(
             found.setdefault(key, (cell, variant))
             sizes.setdefault(key, {})[cell.size] = None  # as an ordered set
     return [
-        asdict(cell) | {"sizes": " ".join(sizes[key]), "arch": arch} | variant | stamp
+        cell.key | {"sizes": " ".join(sizes[key]), "arch": arch} | variant | stamp
         for key, (cell, variant) in found.items()
     ]
 
 
-def run(selection: Selection, *, data: Path) -> bool:
+def current(published: pd.DataFrame, cells: Iterable[Cell]) -> set[tuple[str, str]]:
+    """Kernel and backend of the implementations that need not be compiled again.
+
+    Their rows in `published` are of the present source, without an error and for both
+    architectures, and hold all sizes among `cells`, save those that may launch nothing.
+    """
+    if published.empty:
+        return set()
+    listed = {key: of_one for key, of_one in published.groupby(["kernel", "backend"])}
+    wanted = {}
+    for cell in cells:
+        wanted.setdefault((cell.kernel, cell.backend), []).append(cell)
+    found = set()
+    for key in wanted.keys() & listed.keys():
+        of_one = listed[key]
+        whole = of_one["error"].isna().all() and set(of_one["source_hash"]) == {fingerprint(*key)}
+        columns = of_one[["arch", "dtype", "sizes"]].itertuples(index=False)
+        launched = {(arch, dtype, size) for arch, dtype, sizes in columns for size in sizes.split()}
+        needed = (cell for cell in wanted[key] if not _is_empty(cell))
+        if whole and launched >= {(a, c.dtype, c.size) for c in needed for a in ARCHS}:
+            found.add(key)
+    return found
+
+
+def _is_empty(cell: Cell) -> bool:
+    """Whether a dimension is 0: then there may be nothing to launch."""
+    return any(value == 0 and type(value) is int for value in cell.sizes.values())
+
+
+def run(selection: Selection, *, fresh: bool, data: Path) -> bool:
     """Compile the selected kernels at all their sizes; print what the headline size launches.
 
-    The rows of each implementation replace those in data/codegen.csv as it ends, others stay.
-    Returns whether all compiled; a backend that cannot compile here is named and left out.
+    fresh: compile again what data/codegen.csv has of the present source too. The rows of each
+    implementation replace those in it as it ends, others stay. Returns whether all compiled; a
+    backend that cannot compile here is named and left out.
     """
     path = data / "codegen.csv"
-    store.read(path)  # a damaged file is refused before any work
+    published = store.read(path)  # a damaged file is refused before any work
     absent = {backend: registry.absent(backend) for backend in selection.backends}
     for backend, reason in absent.items():
         if reason:
@@ -297,7 +327,10 @@ def run(selection: Selection, *, data: Path) -> bool:
     cells = [*selection.cells("check"), *selection.cells("bench")]
     cells = [cell for cell in cells if _file(cell).exists()]
     cells = [cell for cell in cells if not absent[cell.backend]]
-    for found in rows(cells):
+    kept = set() if fresh else current(published, cells)
+    if kept:
+        console.print(f"{len(kept)} implementations are compiled already, and left as they are")
+    for found in rows(cell for cell in cells if (cell.kernel, cell.backend) not in kept):
         if not found:
             continue
         kernel, backend = found[0]["kernel"], found[0]["backend"]
@@ -306,7 +339,8 @@ def run(selection: Selection, *, data: Path) -> bool:
         headline = size_text(registry.spec(kernel).headline)
         row = next((r for r in found if headline in r["sizes"].split() and not r["error"]), {})
         printed.add_row(kernel, backend, *(f"{row[n]:g}" if row else "" for n in PRINTED))
-    console.print(printed)
+    if printed.row_count:
+        console.print(printed)
     console.print(f"More columns, and all variants: {path}")
     for row in failed:
         cell = Cell(*(row[name] for name in ("kernel", "backend", "dtype", "size")))

@@ -20,8 +20,10 @@ from implementations.common import registry
 from study.bench import store
 from study.bench.cells import Selection, UnknownName, must_be_known, select
 from study.bench.progress import console
-from study.report.claims import PUBLISHED, TEXT, Claim, Data, Estimate, Prose, State
+from study.report.data import PUBLISHED, Data
+from study.report.estimates import Estimate, State
 from study.report.markdown import markdown_table
+from study.report.prose import TEXT, Claim, Prose
 from study.speed.ratios import verdict
 
 OPEN = ("reversed", "changed", "undecided")
@@ -44,11 +46,7 @@ def run(
     are named and not counted. Raises UnknownName, DamagedData, or RuntimeError where a machine
     was not timed.
     """
-    both = [Data.load(data, name) for name in (PUBLISHED, choose(machine, data))]
-    for found in both:
-        if found.timings.empty:
-            path = data / found.machine / "timings.csv"
-            raise RuntimeError(f"{path} must hold timings, it has none: `study measure` adds them")
+    both = [Data.timed(data, name) for name in (PUBLISHED, choose(machine, data))]
     published, here = (found.current() for found in both)
     rows, on_sources = conclusions(published, here, text)
     orders = orderings(selection, published, here)

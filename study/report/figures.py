@@ -1,4 +1,5 @@
-"""The report's figures: a function each, and the file has the function's name.
+"""The report's figures: a function each. A file has the function's name, then that of the kernel
+or the ladder that it shows.
 
 All are SVG with text as text, the same bytes for the same data. `themed` adapts them to the page.
 """
@@ -22,9 +23,8 @@ from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
 from implementations.common import registry  # noqa: E402
 from implementations.common.check import dtype_name  # noqa: E402
-from study.bench.cells import parse_size  # noqa: E402
-from study.report.claims import Data, headline  # noqa: E402
-from study.speed.ratios import WARM  # noqa: E402
+from study.bench.cells import WARM, parse_size  # noqa: E402
+from study.report.data import Data, headline  # noqa: E402
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#5d6570", "#dfe2e6", "#ffffff"
 STYLE = {
@@ -212,7 +212,7 @@ def time_by_size(data: Data, kernel: str) -> Figure:
     largest is drawn. Where the spec has a model of the traffic, also the speed that it allows.
     """
     rows = data.timings[(data.timings.kernel == kernel) & data.timings.speed.notna()]
-    rows = rows[~rows.backend.str.endswith(WARM)]
+    rows = rows[rows.variant == ""]
     several = rows.groupby("dtype")["size"].transform("nunique") > 1
     rows = rows[several] if several.any() else rows
     model = registry.spec(kernel).traffic
@@ -309,8 +309,8 @@ def memory_levels(data: Data, kernel: str) -> Figure:
         if rows.empty:
             _empty(ax)
         for backend, look in looks().items():
-            for name, fill, dashes in ((backend, PAPER, ""), (backend + WARM, look.color, (4, 1))):
-                line = rows[rows.backend == name]
+            for variant, fill, dashes in (("", PAPER, ""), (WARM, look.color, (4, 1))):
+                line = rows[(rows.backend == backend) & (rows.variant == variant)]
                 style = {
                     "marker": look.marker,
                     "color": look.color,
@@ -329,7 +329,7 @@ def memory_levels(data: Data, kernel: str) -> Figure:
             ax.set(xscale="log", yscale="log", ylim=(rows.speed.min() / 2, top))
             names = [("launch floor", 8 * ends[0], 8 * ends[0] / floor / 1e3, "right")]
             names += [("DRAM: copy of the largest size", ends[0], dram, "left")]
-            warm = rows[rows.backend.str.endswith(WARM)]
+            warm = rows[rows.variant == WARM]
             if len(warm):
                 best = warm.loc[warm.speed.idxmax()]
                 names += [("L2", best.bytes, best.speed, "center")]
@@ -445,11 +445,11 @@ def stability(data: Data) -> Figure:
     return figure
 
 
-def ladder(data: Data) -> Figure:
-    """From one softmax to the next: passes over memory, time and tokens of each, and below them the
-    last one's baselines."""
-    kernels = [k for k in registry.kernels() if registry.spec(k).scales]
-    others = list(registry.spec(kernels[-1]).baselines) if kernels else []
+def ladder(data: Data, name: str) -> Figure:
+    """From one rung to the next: passes over memory, time and tokens of each kernel of the ladder,
+    and below them the last one's baselines."""
+    kernels = [k for k in registry.kernels() if registry.spec(k).ladder == name]
+    others = list(registry.spec(kernels[-1]).baselines)
     names = [*kernels, *others]
     panels = {
         "passes over memory": _passes,
@@ -495,11 +495,12 @@ def _passes(data: Data, kernel: str, backend: str) -> float:
 
 def every(data: Data) -> dict[str, Figure]:
     """File name → figure, for the whole report."""
+    ladders = dict.fromkeys(filter(None, (registry.spec(k).ladder for k in registry.kernels())))
     return {
         "speed_against_complexity": speed_against_complexity(data),
         "error_over_bound": error_over_bound(data),
         "stability": stability(data),
-        "ladder": ladder(data),
+        **{f"ladder_{name}": ladder(data, name) for name in ladders},
         **{f"time_by_size_{k}": time_by_size(data, k) for k in registry.kernels()},
         **{
             f"memory_levels_{k}": memory_levels(data, k)

@@ -1,58 +1,25 @@
-"""The machine's own limits, timed among the kernels: bandwidths, cuBLAS, and an empty kernel.
+"""Runs the machine's own limits: bandwidths, cuBLAS, and an empty kernel.
 
-Their cells are of two made-up kernels: `_ceiling`, with the backends copy, read and write (dtype
-uint8, size "bytes=<n>") and matmul (size "M=..,N=..,K=.."), and `_floor`.
+Which there are, and how large, says `study.bench.entries`.
 """
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import torch
 
+from implementations.common import registry
 from implementations.common.cuda_cpp import CudaSource
-from implementations.common.spec import Size, Work, generator
-from study.bench.cells import Cell, size_text
+from implementations.common.spec import generator
+from study.bench.cells import Cell
+from study.bench.entries import PACK
 from study.bench.fingerprint import digest, parse
 
 BLOCK = 256
-PACK = 16  # bytes
 PACKS = {"copy": 4, "read": 8, "write": 4}  # a thread's
 
-FLOOR = Cell("_floor", "empty", "uint8", "blocks=1")
-
 SOURCE = CudaSource(Path(__file__).with_name("ceilings.cu"))
-
-
-BANDWIDTHS = ("copy", "read", "write")
-
-
-def ceiling(work: Work, dtype: str, size: Size) -> Cell:
-    """The ceiling of a kernel that does `work` at this dtype and size.
-
-    As many bytes copied, read or written, or cuBLAS at the same M, N, K; where the size has none, a
-    square of about as many flops.
-    """
-    if work.limit != "matmul":
-        return bandwidth(work.limit, work.bytes)
-    if not {"M", "N", "K"} <= set(size):
-        n = max(128, round((work.flops / 2) ** (1 / 3) / 128) * 128)
-        size = {"M": n, "N": n, "K": n}
-    return Cell("_ceiling", "matmul", dtype, size_text({name: size[name] for name in "MNK"}))
-
-
-def bandwidth(backend: str, count: int) -> Cell:
-    """Copy, read or write that moves about `count` bytes in all: whole packs each way."""
-    return Cell("_ceiling", backend, "uint8", f"bytes={-(-count // (2 * PACK)) * 2 * PACK}")
-
-
-def work(cell: Cell) -> Work:
-    """The work of a `_ceiling` or `_floor` cell."""
-    size = cell.sizes
-    if cell.backend == "matmul":
-        M, N, K = size["M"], size["N"], size["K"]
-        count = (M * K + K * N + M * N) * cell.torch_dtype.itemsize
-        return Work(count, 2 * M * N * K, "matmul")
-    return Work(size.get("bytes", 0), 0, "copy" if cell == FLOOR else cell.backend)
 
 
 def inputs(cell: Cell, device: str = "cuda", seed: int = 0) -> tuple:
@@ -108,6 +75,13 @@ def _blocks(backend, N):
 
 
 FUNCTIONS = {"copy": copy, "read": read, "write": write, "matmul": torch.mm, "empty": empty}
+
+
+def function(cell: Cell) -> Callable:
+    """What is called for a cell. Raises Unavailable."""
+    if cell.backend != "matmul" and (reason := registry.missing("cupy")):
+        raise registry.Unavailable(f"it is written in CUDA C++: {reason}")
+    return FUNCTIONS[cell.backend]
 
 
 @cache

@@ -29,7 +29,6 @@ import tempfile
 import textwrap
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, astuple
 from pathlib import Path
 
 import pandas as pd
@@ -39,15 +38,13 @@ from rich.table import Column, Table
 from implementations import DEVICE, TORCH_DEVICE
 from implementations.common import registry
 from implementations.common.check import dtype_name
-from study.agree.verify import seed
-from study.bench import store
-from study.bench.cells import Cell, Selection, size_text
+from study.bench import entries, store
+from study.bench.cells import KEY, Cell, Selection, seed, size_text
+from study.bench.entries import UNAVAILABLE
 from study.bench.fingerprint import fingerprint
-from study.bench.progress import console, progress
+from study.bench.progress import console, progress, say_failed
 from study.bench.worker import LONGEST_REASON, WorkerFailed
-from study.speed import ceilings, measure
-from study.speed.measure import UNAVAILABLE
-from study.speed.ratios import KEY
+from study.speed import ceilings
 
 TIMEOUT = 600  # seconds for all cells of a kernel, compilation and the replays of ncu included
 OPTIONS = (
@@ -74,11 +71,11 @@ METRICS = {
 }
 UNITS = {"%": 0.01, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}  # to bytes, fractions and µs
 UNITS |= {"ns": 1e-3, "nsecond": 1e-3, "ms": 1e3, "msecond": 1e3, "s": 1e6, "second": 1e6}
-FIGURES = {  # column → how the report shows it
-    **dict.fromkeys(("launches", "dram_read_bytes", "dram_write_bytes", "l2_bytes"), ",.0f"),
-    **dict.fromkeys(("load_sectors_per_request", "store_sectors_per_request"), ".1f"),
-    **{"l2_hit_rate": "%", "occupancy": "%", "duration_us": ",.1f"},
-}
+FIGURES = (
+    *("launches", "dram_read_bytes", "dram_write_bytes", "l2_bytes"),
+    *("load_sectors_per_request", "store_sectors_per_request"),
+    *("l2_hit_rate", "occupancy", "duration_us"),
+)
 COLUMNS = [*KEY, *FIGURES, "error", "source_hash"]
 
 
@@ -138,7 +135,7 @@ def collect(ncu: str, of: list[Cell]) -> list[dict]:
             "-m",
             "study.speed.counters",
             report,
-            json.dumps([*map(astuple, of)]),
+            json.dumps([[*cell.key.values()] for cell in of]),
         )
         metrics = ",".join(METRICS.values())
         ended, said = _run([ncu, *OPTIONS, "--metrics", metrics, "--log-file", log, *child])
@@ -162,7 +159,7 @@ def collect(ncu: str, of: list[Cell]) -> list[dict]:
 
 def _row(cell: Cell, error: str, found: dict) -> dict:
     stamp = {"error": error, "source_hash": fingerprint(cell.kernel, cell.backend)}
-    return asdict(cell) | dict.fromkeys(FIGURES, math.nan) | found | stamp
+    return cell.key | dict.fromkeys(FIGURES, math.nan) | found | stamp
 
 
 def _run(command: list) -> tuple[str, str]:
@@ -228,14 +225,10 @@ def _summarise(rows: list[dict]) -> bool:
     for row in rows:
         if not row["error"]:
             moved = (f"{row[name] / 1e6:,.1f}" for name in ("dram_read_bytes", "dram_write_bytes"))
-            others = (f"{row[name]:.3g}" for name in list(FIGURES)[4:8])
+            others = (f"{row[name]:.3g}" for name in FIGURES[4:8])
             table.add_row(row["kernel"], row["size"], row["backend"], *moved, *others)
     console.print(table)
-    failed = [row for row in rows if row["error"]]
-    for row in failed:
-        cell = Cell(*(row[name] for name in KEY))
-        console.print(f"{cell} was not counted: {row['error']}", markup=False, soft_wrap=True)
-    return all(row["error"].startswith(UNAVAILABLE) for row in failed)
+    return say_failed(rows, "was not counted")
 
 
 def main(report: str, of: str) -> None:
@@ -250,7 +243,7 @@ def main(report: str, of: str) -> None:
 def _call(cell: Cell) -> str:
     _separate()
     try:
-        function = measure.function(cell)
+        function = entries.function(cell)
         spec = registry.spec(cell.kernel)
         inputs = spec.make_inputs(cell.torch_dtype, TORCH_DEVICE, seed(cell), **cell.sizes)
         function(*inputs)  # compiles

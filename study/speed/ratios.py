@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 
 from implementations.common.spec import Work
+from study.bench.cells import AGAIN, KEY, SLOWER, TIMED, WARM
 
-KEY = ["kernel", "backend", "dtype", "size"]
 ROUND = ["cell", "process", "round"]
 CHECKED = ["graph_us", "cupti_us", "event_us"]
 COLUMNS = [
-    *KEY,
+    *TIMED,
     *("device_us_p20", "device_us_p50", "device_us_p80", "samples", "processes"),
     *("bytes", "flops", "unit", "speed", "floor_us", *CHECKED),
     *("reference", "ratio", "ratio_low", "ratio_high"),
@@ -26,24 +26,22 @@ IMPOSSIBLE = 1.05  # beyond this multiple of the ceiling a speed is an error
 LAUNCH_BOUND = 3  # times the floor
 AGREE_SHARE, AGREE_US = 0.10, 1.5  # how far the graph may be from another instrument
 
-TWICE, SLOWER = "#2", "+5%"  # ends of the names of the two entries that test the protocol
-WARM = ", warm"  # of an entry that finds its data in the L2, where they fit; it is not ranked
-
 
 def intervals(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
-    """Their time over ours, paired within rounds: ratio, low and high of the 95 % interval, by KEY.
+    """Their time over ours, paired within rounds: its ratio, low and high of the 95 % interval.
 
-    theirs: at most one row a cell, process and round. The interval is that of a hierarchical
-    bootstrap of the median log-ratio: processes are drawn, then rounds of each, with replacement.
+    A row for each cell of ours (TIMED). theirs: at most one row a cell, process and round. The
+    interval is that of a hierarchical bootstrap of the median log-ratio: processes are drawn, then
+    rounds of each, with replacement.
     """
     pairs = ours.merge(theirs[[*ROUND, "device_us"]], on=ROUND, suffixes=("", "_theirs"))
-    pairs = pairs.sort_values([*KEY, *ROUND], ignore_index=True)
+    pairs = pairs.sort_values([*TIMED, *ROUND], ignore_index=True)
     logs = np.log(pairs["device_us_theirs"] / pairs["device_us"]).to_numpy()
     found = {}
-    for key, at in pairs.groupby(KEY, sort=False).indices.items():
+    for key, at in pairs.groupby(TIMED, sort=False).indices.items():
         _, sizes = np.unique(pairs["process"].to_numpy()[at], return_counts=True)
         found[key] = _bootstrap(logs[at].tobytes(), tuple(sizes))
-    index = pd.MultiIndex.from_tuples(list(found), names=KEY)
+    index = pd.MultiIndex.from_tuples(list(found), names=TIMED)
     return pd.DataFrame(
         list(found.values()), index=index, columns=["ratio", "low", "high"], dtype=float
     )
@@ -89,7 +87,7 @@ def derive(
     """The table of timings.csv, one row a cell.
 
     samples: rows of samples.parquet; `cell` names the rounds that a row belongs to, `error` why
-    there is no time. checks: CHECKED by KEY and source_hash.
+    there is no time. checks: CHECKED by TIMED and source_hash.
     work: `(kernel, backend, dtype, size)` → Work. reference: a kernel → the name of its main
     baseline, "" where it has none.
     Of a cell measured from two states of its source only the rows of the later one count.
@@ -97,15 +95,15 @@ def derive(
     samples = _current(samples)
     if samples.empty:
         return pd.DataFrame(columns=COLUMNS)
-    by_key = samples[~_planted(samples)].groupby(KEY, sort=False)
+    by_key = samples[~samples["variant"].isin((AGAIN, SLOWER))].groupby(TIMED, sort=False)
     table = by_key.agg(cell=("cell", "first"), error=("error", "max"), hash=("source_hash", "last"))
-    done = [work(*key) for key in table.index]
+    done = [work(*key) for key in table.index.droplevel("variant")]
     table["bytes"] = [d.bytes for d in done]
     table["flops"] = [d.flops for d in done]
     table["unit"] = [d.unit for d in done]
 
     timed = _timed(samples)
-    of_key = timed.groupby(KEY, sort=False)
+    of_key = timed.groupby(TIMED, sort=False)
     for p in (20, 50, 80):
         table[f"device_us_p{p}"] = of_key["device_us"].quantile(p / 100)
     table["samples"], table["processes"] = of_key.size(), of_key["process"].nunique()
@@ -117,11 +115,11 @@ def derive(
     table["speed"] = [d.speed(us) for d, us in zip(done, table["device_us_p50"], strict=True)]
     table["floor_us"] = _floor(timed, table["cell"])
 
-    ranked = ~ceilings & ~table.index.get_level_values("backend").str.endswith(WARM)
+    ranked = ~ceilings & (table.index.get_level_values("variant") != WARM)
     table["reference"] = [reference(k) if r else "" for k, r in zip(kernels, ranked, strict=True)]
-    ours = timed[~timed["kernel"].str.startswith("_") & ~timed["backend"].str.endswith(WARM)]
-    main = timed["backend"] == timed["kernel"].map(table["reference"].groupby("kernel").max())
-    for name, column in _named(intervals(ours, timed[main]), "ratio"):
+    ours = timed[~timed["kernel"].str.startswith("_") & (timed["variant"] == "")]
+    main = ours["backend"] == ours["kernel"].map(table["reference"].groupby("kernel").max())
+    for name, column in _named(intervals(ours, ours[main]), "ratio"):
         table[name] = column
 
     limits = pd.Series([d.limit for d in done], table.index)
@@ -139,10 +137,10 @@ def derive(
     for name, column in _named(intervals(ours, limit), "of_ceiling"):
         table[name] = column * pd.Series(share, table.index)
 
-    checks = checks.reindex(columns=[*KEY, "source_hash", *CHECKED])
+    checks = checks.reindex(columns=[*TIMED, "source_hash", *CHECKED])
     checks = checks.astype(dict.fromkeys(CHECKED, float))
     table = table.rename(columns={"hash": "source_hash"}).reset_index()
-    table = table.merge(checks, how="left", on=[*KEY, "source_hash"])
+    table = table.merge(checks, how="left", on=[*TIMED, "source_hash"])
     _gate(table)
     _judge(table)
     return table[COLUMNS]
@@ -155,20 +153,18 @@ def protocol(samples: pd.DataFrame) -> pd.DataFrame:
     where the interval of the ratio excludes 1. Launch-bound cells do not count.
     """
     rows = []
-    for title, ending in (("same kernel twice", TWICE), ("planted 5 % slowdown", SLOWER)):
+    for title, variant in (("same kernel twice", AGAIN), ("planted 5 % slowdown", SLOWER)):
         hits = []
         if not samples.empty:
             timed = _timed(_current(samples))
             floors = _floor(timed, timed["cell"])
-            medians = timed.groupby(["cell", *KEY])["device_us"].transform("median")
+            medians = timed.groupby(["cell", *TIMED])["device_us"].transform("median")
             timed = timed[~(medians < LAUNCH_BOUND * floors)]
-            again = timed[timed["backend"].str.endswith(ending)]
-            original = timed.merge(
-                again.assign(backend=again["backend"].str.removesuffix(ending))[[*KEY, *ROUND]]
-            )
-            found = intervals(again, original)
+            planted = timed[timed["variant"] == variant]
+            original = timed[timed["variant"] == ""].merge(planted[[*KEY, *ROUND]])
+            found = intervals(planted, original)
             hits = [
-                verdict(low, high) == "equal" if ending == TWICE else high < 1
+                verdict(low, high) == "equal" if variant == AGAIN else high < 1
                 for low, high in zip(found["low"], found["high"], strict=True)
             ]
         rate = np.mean(hits) if hits else np.nan
@@ -180,18 +176,14 @@ def _current(samples: pd.DataFrame) -> pd.DataFrame:
     """The rows of each cell's latest source."""
     if samples.empty:
         return samples
-    latest = samples.groupby(KEY, sort=False)["source_hash"].transform("last")
+    latest = samples.groupby(TIMED, sort=False)["source_hash"].transform("last")
     return samples[samples["source_hash"] == latest]
 
 
 def _timed(samples: pd.DataFrame) -> pd.DataFrame:
     """The rows of the entries that never failed in their cell."""
-    failed = samples.groupby(["cell", *KEY], sort=False)["error"].transform("max")
+    failed = samples.groupby(["cell", *TIMED], sort=False)["error"].transform("max")
     return samples[failed == ""]
-
-
-def _planted(samples: pd.DataFrame) -> pd.Series:
-    return samples["backend"].str.endswith((TWICE, SLOWER))
 
 
 def _floor(timed: pd.DataFrame, cells: pd.Series) -> pd.Series:

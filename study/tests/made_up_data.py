@@ -1,7 +1,11 @@
-"""Data that nobody measured, in the shape of data/, to try the report on."""
+"""Data that nobody measured, in the shape of data/, to try the report on; and texts to go with it.
+
+All numbers follow from the specs. Tests take the kernels they need by what these are.
+"""
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,23 +16,45 @@ import torch
 
 from implementations.common import registry
 from implementations.common.check import dtype_name
+from study.agree.agreement import rule_name
 from study.agree.stability import cells
 from study.bench import store
-from study.bench.cells import size_text
+from study.bench.cells import AGAIN, SLOWER, TIMED, Cell, size_text
+from study.bench.entries import FLOOR, TESTED, ceiling, reference, work
 from study.bench.fingerprint import fingerprint
 from study.code.codegen import CLASSES
-from study.report.claims import PUBLISHED, headline
-from study.speed.measure import reference, work
-from study.speed.ratios import KEY, SLOWER, TWICE, derive, protocol
+from study.report.data import PUBLISHED, bound_by, headline
+from study.report.prose import TEXT
+from study.speed.ratios import derive, protocol
 
-REACHED = {"triton": 0.995, "cupy": 0.985, "numba": 0.975, "torch": 0.61}  # of the limit
-MATMUL = {"triton": 0.95, "cupy": 0.62, "numba": 0.6, "cublas": 1.0}
+REACHED = {  # of the limit, by the unit of the work
+    "GB/s": {"triton": 0.995, "cupy": 0.985, "numba": 0.975, "torch": 0.61},
+    "TFLOP/s": {"triton": 0.95, "cupy": 0.62, "numba": 0.6, "cublas": 1.0},
+}
+LIMIT = {"GB/s": 3000, "TFLOP/s": 690}
 HIGHEST_CLOCK = 1980  # MHz
 FLOOR_US = 1.2
 TOKENS = {"triton": 220, "cupy": 560, "numba": 610}
-LONGER = {"softmax_safe": 3, "softmax_online": 3}  # kernels, in tokens
-# elements of a row, which Triton reads twice and others hold in 32 bits each
-LONG_ROW = 100_000
+
+
+def stream() -> str:
+    """A kernel that memory bounds."""
+    return bound_by("GB/s")[0]
+
+
+def product() -> str:
+    """A kernel that the tensor cores bound."""
+    return bound_by("TFLOP/s")[0]
+
+
+def scaled() -> list[str]:
+    """The kernels of the stability study. In the made-up data the first of them overflows."""
+    return [kernel for kernel in registry.kernels() if registry.spec(kernel).scales]
+
+
+def exact() -> str:
+    """A kernel whose results agree to the bit."""
+    return next(k for k in registry.kernels() if rule_name(registry.spec(k)) == "exact")
 
 
 def samples(failed: Mapping[tuple[str, str], str]) -> pd.DataFrame:
@@ -39,11 +65,11 @@ def samples(failed: Mapping[tuple[str, str], str]) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     tables = []
 
-    def entry(cell, key, us, source="", clock=HIGHEST_CLOCK):
+    def add(rounds, cell, us, source="limits", clock=HIGHEST_CLOCK):
         tables.append(
             pd.DataFrame(
-                dict(zip(KEY, key, strict=True))
-                | dict(cell=cell)
+                asdict(cell)
+                | dict(cell=rounds)
                 | dict(process=np.repeat(range(3), 20), round=np.tile(range(20), 3))
                 | dict(device_us=us * np.exp(0.01 * rng.standard_normal(60)), sm_clock_mhz=clock)
                 | dict(error="", source_hash=source)
@@ -54,34 +80,23 @@ def samples(failed: Mapping[tuple[str, str], str]) -> pd.DataFrame:
         spec = registry.spec(kernel)
         for dtype in spec.dtypes:
             for size in spec.timed_sizes(dtype):
-                work, name = spec.work(dtype, **size), dtype_name(dtype)
-                memory = work.unit == "GB/s"
-                best = work.bytes / 3e6 if memory else work.flops / 690e6  # µs at the limit
-                moved = spec.traffic(dtype, **size) if spec.traffic else work.bytes
-                slow = max(moved / work.bytes if memory else 1, 256 / size.get("block_size", 256))
-                cell = f"{kernel}-{name}-{size_text(size)}"
-                capped = work.flops > 1e11  # the GPU's power
-                clock = 0.75 * HIGHEST_CLOCK if capped else HIGHEST_CLOCK
+                key = dtype_name(dtype), size_text(size)
+                done, rounds = spec.work(dtype, **size), "-".join((kernel, *key))
+                best = done.speed(1) / LIMIT[done.unit]  # µs at the limit
+                moved = spec.traffic(dtype, **size) if spec.traffic else done.bytes
+                slow = max(1, moved / done.bytes)
+                # the GPU's power, of which a large product takes all
+                clock = HIGHEST_CLOCK * (0.75 if done.flops > 1e11 else 1)
                 for backend in (*registry.BACKENDS, *spec.baselines):
-                    reached = (REACHED if memory else MATMUL).get(backend, 0.95)
-                    if kernel == "softmax_online" and size["N"] > LONG_ROW:
-                        reached /= 1.5 if backend == "triton" or dtype.itemsize == 2 else 1
-                    if kernel == "broadcast_fma" and size["N"] > LONG_ROW:
-                        reached /= 1.03
-                    if backend in ("cupy", "numba") and not memory and not capped:
-                        reached *= 1.1
-                    us = slow * best / reached + FLOOR_US
+                    us = slow * best / REACHED[done.unit].get(backend, 0.95) + FLOOR_US
                     source = fingerprint(kernel, backend)
-                    entry(cell, (kernel, backend, name, size_text(size)), us, source, clock)
-                    if backend == "triton" and size == spec.headline:
-                        for end, factor in ((TWICE, 1), (SLOWER, 1.05)):
-                            planted = (kernel, backend + end, name, size_text(size))
-                            entry(cell, planted, factor * us, source)
-                ceiling = (work.limit, "uint8", f"bytes={work.bytes}")
-                if not memory:
-                    ceiling = (work.limit, name, size_text(size))
-                entry(cell, ("_ceiling", *ceiling), best)
-                entry(cell, ("_floor", "empty", "uint8", "blocks=1"), FLOOR_US)
+                    add(rounds, Cell(kernel, backend, *key), us, source, clock)
+                    if backend == TESTED and size == spec.headline:
+                        for variant, factor in ((AGAIN, 1), (SLOWER, 1.05)):
+                            planted = Cell(kernel, backend, *key, variant)
+                            add(rounds, planted, factor * us, source)
+                add(rounds, ceiling(done, key[0], size), best)
+                add(rounds, FLOOR, FLOOR_US)
     table = pd.concat(tables, ignore_index=True)
     for (kernel, backend), error in failed.items():
         at = (table.kernel == kernel) & (table.backend == backend)
@@ -92,7 +107,7 @@ def samples(failed: Mapping[tuple[str, str], str]) -> pd.DataFrame:
 def timings(table: pd.DataFrame) -> pd.DataFrame:
     """timings.csv of the samples, each time confirmed by the profiler."""
 
-    checks = table.groupby([*KEY, "source_hash"], as_index=False).device_us.median()
+    checks = table.groupby([*TIMED, "source_hash"], as_index=False).device_us.median()
     checks = checks.assign(
         graph_us=checks.device_us, cupti_us=checks.device_us - FLOOR_US, event_us=checks.device_us
     )
@@ -108,10 +123,8 @@ def agreement() -> pd.DataFrame:
             backend=backend,
             dtype=dtype_name(dtype),
             size=size_text(size),
-            rule=registry.spec(kernel).agreement.name,
-            margin=0.0
-            if registry.spec(kernel).agreement.name == "exact"
-            else rng.uniform(0.02, 0.4),
+            rule=rule_name(registry.spec(kernel)),
+            margin=0.0 if rule_name(registry.spec(kernel)) == "exact" else rng.uniform(0.02, 0.4),
             rms=1e-4,
             deterministic=True,
             status="agrees",
@@ -134,10 +147,7 @@ def complexity() -> pd.DataFrame:
             backend=backend,
             scope=scope,
             helpers=helpers,
-            tokens=LONGER.get(kernel, 1)
-            * TOKENS.get(backend, 300)
-            * (i + 1)
-            // (1 if scope == "all" else 3)
+            tokens=TOKENS.get(backend, 300) * (i + 1) // (1 if scope == "all" else 3)
             + 70 * (helpers == "with" and scope in ("device", "all") and backend != "triton"),
             distinct_tokens=90,
             source_lines=40 * (i + 1),
@@ -193,21 +203,44 @@ def codegen() -> pd.DataFrame:
 
 
 def stability() -> pd.DataFrame:
-    """stability.csv: `softmax_naive` overflows from 88.5 on, the others stay right."""
+    """stability.csv: the first of the `scaled` overflows from 88.5 on, the others stay right."""
     rows = []
-    for kernel in registry.kernels():
+    for kernel in scaled():
         for cell in cells(kernel, registry.BACKENDS):
             for scale in registry.spec(kernel).scales:
-                info, naive = torch.finfo(cell.torch_dtype), kernel == "softmax_naive"
+                info, naive = torch.finfo(cell.torch_dtype), kernel == scaled()[0]
                 finite = float(scale < 100) if naive else 1.0
                 rows.append(
-                    asdict(cell)
+                    cell.key
                     | dict(scale=scale, finite=finite)
                     | dict(relative_error=info.eps / 2 if finite else math.nan)
                     | dict(largest=88.5 if naive else info.max, error="")
                     | dict(source_hash=fingerprint(kernel, cell.backend))
                 )
     return pd.DataFrame(rows)
+
+
+def mutants() -> pd.DataFrame:
+    """mutants.csv of two faults in each: the addresses show one, the values the other."""
+    return pd.DataFrame(
+        dict(
+            kernel=kernel,
+            backend=backend,
+            operator=f"{by} wrong",
+            file=registry.files(kernel, backend)[0].name,
+            before="x = 1",
+            after="x = 2\ny = x" if by == "values" else "x = 3",
+            status="killed",
+            by=by,
+            dtype=headline(kernel)[0],
+            size=headline(kernel)[1],
+            conditions="",
+            source_hash=fingerprint(kernel, backend),
+        )
+        for kernel in registry.kernels()
+        for backend in registry.BACKENDS
+        for by in ("addresses", "values")
+    )
 
 
 def write(data: Path, failed: Mapping[tuple[str, str], str] = {}) -> Path:  # noqa: B006
@@ -221,6 +254,7 @@ def write(data: Path, failed: Mapping[tuple[str, str], str] = {}) -> Path:  # no
     store.write(data / "complexity.csv", complexity())
     store.write(data / "radon.csv", radon())
     store.write(data / "codegen.csv", codegen())
+    store.write(data / "mutants.csv", mutants())
     environment = {
         "date": "2025-01-01",
         "gpu": {"name": "NVIDIA H100 80GB HBM3", "sm_clock_max_mhz": HIGHEST_CLOCK},
@@ -229,3 +263,39 @@ def write(data: Path, failed: Mapping[tuple[str, str], str] = {}) -> Path:  # no
     }
     (home / "environment.json").write_text(json.dumps(environment))
     return home
+
+
+def age(home: Path, kernel: str, backend: str) -> None:
+    """Let what was timed of an implementation be of another source than the present one."""
+    for name in ("samples.parquet", "timings.csv"):
+        table = store.read(home / name)
+        old = (table.kernel == kernel) & (table.backend == backend)
+        hashes = table.source_hash.mask(old, "123456789012")
+        store.write(home / name, table.assign(source_hash=hashes))
+
+
+CLAIMS = {  # all hold on the made-up data
+    "at_the_limit": "least(of_limit, memory_bound) >= 0.9",
+    "ahead_on_tensor_cores": "least(ratio, compute_bound, 'triton', to='cupy') >= 1.05",
+    "shortest": "all_of(median(tokens, kernels, 'cupy', to='triton') >= 1.5, "
+    "median(tokens, kernels, 'numba', to='triton') >= 1.5)",
+    "never_beyond_the_bound": "most(margin) <= 1",
+}
+
+
+def claim(name: str, test: str, sentence: str = "So it is.") -> str:
+    """A claim as it stands in a text."""
+    return f'{{% call claim("{name}", "{test}") %}}\n{sentence}\n{{% endcall %}}\n'
+
+
+def text(folder: Path) -> Path:
+    """A folder of texts like report/text/: those of no kernel as they are, and others made up."""
+    named = shutil.ignore_patterns("day*", "phase*", "machines", "answer.md")
+    shutil.copytree(TEXT, folder, ignore=named)
+    (folder / "machines").mkdir()
+    first, *others = (claim(name, test) for name, test in CLAIMS.items())
+    (folder / "answer.md").write_text("\n".join(others))
+    (folder / f"phase{registry.phase(stream())}.md").write_text("An overview.")
+    day = registry.spec(stream()).day
+    (folder / f"day{day:02}_{stream()}.md").write_text(f"Before.\n\n### Why they differ\n\n{first}")
+    return folder

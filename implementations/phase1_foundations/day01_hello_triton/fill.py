@@ -1,4 +1,4 @@
-"""Day 1: one number stored into every element: the smallest complete kernel."""
+"""Day 1: one number is stored into every element: the smallest complete kernel."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""One thread PACKS packs of 16 bytes; the first threads also store what fills no pack."""
+"""Each thread stores PACKS packs of 16 bytes; the first threads also store what fills no pack."""
 
 from functools import cache
 
@@ -11,7 +11,7 @@ from implementations.instructions.access import store, store_pack
 from implementations.phase1_foundations.day01_hello_triton.fill import check
 
 BLOCK = 256
-PACKS = 4  # a thread's: more work for each block that has to be started
+PACKS = 4  # packs of a thread: each block that is started has more work
 
 
 @cache  # a closure is Numba's template: VEC is a compile-time constant
@@ -19,9 +19,11 @@ def fill_kernel(VEC):
     @cuda.jit
     def kernel(out, value):
         N = out.size
+        # neighbours store neighbouring packs, which is coalesced; 64-bit: N may exceed 2^31
         first = cuda.blockIdx.x * (BLOCK * PACKS) + cuda.threadIdx.x
         packs = N // VEC
 
+        # The host has rounded value to out's dtype, so store_pack rounds nothing any more.
         pack = cuda.local.array(VEC, float32)
         for k in range(VEC):
             pack[k] = value
@@ -41,7 +43,7 @@ def fill(like, value):
     N = like.numel()
     out = torch.empty_like(like)
     if N > 0:
-        VEC = 16 // like.element_size()
+        VEC = 16 // like.element_size()  # elements of a pack of 16 bytes
         grid = (-(-N // (BLOCK * PACKS * VEC)),)
         launch(fill_kernel(VEC), grid, (BLOCK,), out.view(-1), np.float32(value))
     return out

@@ -1,5 +1,8 @@
-// A thread copies PER_THREAD elements, a block's width apart: in each access of a warp neighbouring
-// threads are one step apart in x and side by side in out.
+// Each thread copies PER_THREAD elements, which lie a block's width apart in out. In each access of
+// a warp, neighbours read elements of x that are `step` apart and write neighbouring elements of
+// out: stores are coalesced, loads the less so the larger step is.
+//
+// T: the element type. PER_THREAD: the elements of a thread.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -8,7 +11,7 @@ __global__ void strided_copy_kernel(const T* __restrict__ x, T* __restrict__ out
                                     long long step, long long n) {
     const long long first = (long long)blockIdx.x * blockDim.x * PER_THREAD + threadIdx.x;
 
-    T v[PER_THREAD];
+    T v[PER_THREAD];  // in registers: the loops over it are unrolled
 #pragma unroll
     for (int k = 0; k < PER_THREAD; ++k) {  // all loads are under way before the first store
         const long long i = first + k * blockDim.x;

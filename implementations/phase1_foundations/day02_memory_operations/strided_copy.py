@@ -1,4 +1,4 @@
-"""Day 2: every step-th element of a vector: loads, stores and the arithmetic of their addresses."""
+"""Day 2: every step-th element of a vector is copied: loads, stores and their addresses."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""One thread PER_THREAD elements, a block's width apart, all loaded before the first is stored."""
+"""Each thread copies PER_THREAD elements, a block's width apart; all loads precede all stores."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from implementations.common.cuda_cpp import CudaSource
 from implementations.phase1_foundations.day02_memory_operations.strided_copy import check
 
 BLOCK = 256
-PER_THREAD = 6  # loads under way: single elements are small
+PER_THREAD = 6  # loads that a thread has under way: single elements are small
 
 SOURCE = CudaSource(Path(__file__).with_name("strided_copy.cu"))
 

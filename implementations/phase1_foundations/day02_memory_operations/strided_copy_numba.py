@@ -1,4 +1,4 @@
-"""One thread PER_THREAD elements, a block's width apart, all loaded before the first is stored."""
+"""Each thread copies PER_THREAD elements, a block's width apart; all loads precede all stores."""
 
 import torch
 from numba import cuda, uint64
@@ -7,12 +7,13 @@ from implementations.common.numba_cuda import launch
 from implementations.phase1_foundations.day02_memory_operations.strided_copy import check
 
 BLOCK = 256
-PER_THREAD = 6  # loads under way: single elements are small
+PER_THREAD = 6  # loads that a thread has under way: single elements are small
 
 
 @cuda.jit
 def strided_copy_kernel(x, out, start, step):
     n = out.size
+    # neighbours write side by side and read `step` apart; 64-bit: x may exceed 2^31 elements
     first = cuda.blockIdx.x * (BLOCK * PER_THREAD) + cuda.threadIdx.x
 
     v = cuda.local.array(PER_THREAD, x.dtype)

@@ -1,4 +1,4 @@
-"""One program a block of BLOCK consecutive elements of the output; the mask cuts the last block."""
+"""Each program copies BLOCK consecutive elements of the output; a mask cuts the last block."""
 
 import torch
 import triton
@@ -16,6 +16,7 @@ def strided_copy_kernel(x_ptr, out_ptr, start, step, n, BLOCK: tl.constexpr):
     offs = pid * BLOCK + tl.arange(0, BLOCK)
     mask = offs < n
 
+    # neighbours read elements `step` apart, which is coalesced at step 1 only
     x = tl.load(x_ptr + start + offs * step, mask=mask)
 
     tl.store(out_ptr + offs, x, mask=mask)
@@ -25,7 +26,7 @@ def strided_copy(x, start, step, n):
     check(x, start, step, n)
     out = torch.empty(n, dtype=x.dtype, device=x.device)
     if n > 0:
-        # an argument of 1 is compiled in: at step 1 Triton sees neighbours and loads whole packs
+        # Triton compiles an argument of 1 in: at step 1 it sees neighbours and loads whole packs
         grid = (triton.cdiv(n, BLOCK),)
         strided_copy_kernel[grid](x, out, start, step, n, BLOCK=BLOCK, num_warps=NUM_WARPS)
     return out

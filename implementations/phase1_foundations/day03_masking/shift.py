@@ -1,4 +1,4 @@
-"""Day 3: a vector moved by some elements: what may be read is masked, element by element."""
+"""Day 3: a vector is moved by some elements: what may be read is masked, element by element."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""One thread a pack of 16 bytes of the output; the test of each element stands before its load."""
+"""Each thread owns a pack of 16 bytes of the output; it tests each element before its load."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def shift(x, offset, fill_value):
     N = x.numel()
     out = torch.empty_like(x)
     if N > 0:
-        VEC = 16 // x.element_size()
+        VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
         grid = (-(-N // (BLOCK * VEC)),)
         template = dict(T=x.dtype)
         SOURCE.launch("shift_kernel", grid, (BLOCK,), x, out, N, offset, fill_value, **template)

@@ -1,4 +1,4 @@
-"""One program a block of BLOCK consecutive elements; one mask for what is read, one for the end."""
+"""Each program owns BLOCK consecutive elements: one mask says what x has, one where out ends."""
 
 import torch
 import triton
@@ -16,6 +16,7 @@ def shift_kernel(x_ptr, out_ptr, N, offset, fill_value, BLOCK: tl.constexpr):
     src = offs - offset
     in_x = (src >= 0) & (src < N)
 
+    # what x does not have is never read
     x = tl.load(x_ptr + src, mask=in_x, other=fill_value)
 
     tl.store(out_ptr + offs, x, mask=offs < N)

@@ -1,5 +1,7 @@
-// A block of threads takes every gridDim-th BLOCK of elements, a thread PACKS packs of 16 bytes of
-// each: every access is 128 bits wide and coalesced.
+// Each block of threads copies every gridDim-th BLOCK of elements, of which a thread copies PACKS
+// packs of 16 bytes: every access is 128 bits wide and coalesced.
+//
+// T: the element type. THREADS: the threads of a block. PACKS: the packs of a thread in a BLOCK.
 #include "access.cuh"
 
 template <typename T, int THREADS, int PACKS>
@@ -21,6 +23,6 @@ __global__ void __launch_bounds__(THREADS)
             store_pack(out + start + (p * THREADS + tid) * VEC, pack[p]);
     }
 
-    // the last, partial BLOCK is left to the one whose turn it is
+    // The last, partial BLOCK falls to the block of threads whose turn it is.
     for (long long i = start + tid; i < N; i += THREADS) out[i] = x[i];
 }

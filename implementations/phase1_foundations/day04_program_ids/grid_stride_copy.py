@@ -1,4 +1,4 @@
-"""Day 4: a copy by a fixed number of programs, each of which goes on until nothing is left."""
+"""Day 4: a fixed number of programs copy a vector, each going on until nothing is left."""
 
 import torch
 

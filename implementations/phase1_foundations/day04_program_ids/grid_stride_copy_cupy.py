@@ -1,4 +1,4 @@
-"""A grid of fixed size; a block of threads takes every gridDim-th BLOCK of consecutive elements."""
+"""The grid has a fixed size; each block of threads copies every gridDim-th BLOCK of elements."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from implementations.common.device import properties
 from implementations.phase1_foundations.day04_program_ids.grid_stride_copy import check
 
 THREADS = 256
-PACKS = 4  # of 16 bytes, that each thread has under way at once
-PROGRAMS_PER_SM = 256  # many times what is resident: fewer and longer ones were slower
+PACKS = 4  # packs of 16 bytes that each thread has under way at once
+PROGRAMS_PER_SM = 256  # many times what is resident: fewer and longer programs were slower
 
 SOURCE = CudaSource(Path(__file__).with_name("grid_stride_copy.cu"))
 

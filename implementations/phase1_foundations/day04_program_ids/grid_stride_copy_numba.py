@@ -1,4 +1,4 @@
-"""A grid of fixed size; a block of threads takes every gridDim-th BLOCK of consecutive elements."""
+"""The grid has a fixed size; each block of threads copies every gridDim-th BLOCK of elements."""
 
 from functools import cache
 
@@ -11,8 +11,8 @@ from implementations.instructions.access import global_address, load_global_16, 
 from implementations.phase1_foundations.day04_program_ids.grid_stride_copy import check
 
 THREADS = 256
-PACKS = 4  # of 16 bytes, that each thread has under way at once
-PROGRAMS_PER_SM = 256  # many times what is resident: fewer and longer ones were slower
+PACKS = 4  # packs of 16 bytes that each thread has under way at once
+PROGRAMS_PER_SM = 256  # many times what is resident: fewer and longer programs were slower
 
 
 @cache  # a closure is Numba's template: VEC is a compile-time constant
@@ -23,9 +23,10 @@ def grid_stride_copy_kernel(VEC):
     def kernel(x, out):
         N = x.size
         pid, tid = cuda.blockIdx.x, cuda.threadIdx.x
+        # 64-bit: N may exceed 2^31
         step = int64(cuda.gridDim.x) * BLOCK
 
-        pack = cuda.local.array((PACKS, 4), int32)  # 16 bytes are four registers
+        pack = cuda.local.array((PACKS, 4), int32)  # 16 bytes, in four registers
         start = int64(pid) * BLOCK
         while start + BLOCK <= N:
             for p in range(PACKS):  # all loads are under way before the first store
@@ -37,7 +38,7 @@ def grid_stride_copy_kernel(VEC):
                 store_global_16(dst, (pack[p, 0], pack[p, 1], pack[p, 2], pack[p, 3]))
             start += step
 
-        # the last, partial BLOCK is left to the one whose turn it is
+        # the last, partial BLOCK falls to the block of threads whose turn it is
         for i in range(start + tid, N, THREADS):
             out[i] = x[i]
 
@@ -49,7 +50,7 @@ def grid_stride_copy(x):
     N = x.numel()
     out = torch.empty_like(x)
     if N > 0:
-        VEC = 16 // x.element_size()
+        VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
         grid = (
             min(-(-N // (THREADS * PACKS * VEC)), properties(x.device).programs(PROGRAMS_PER_SM)),
         )

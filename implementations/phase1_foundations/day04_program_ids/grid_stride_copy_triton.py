@@ -1,4 +1,4 @@
-"""A grid of fixed size; a program takes every gridDim-th block of BLOCK consecutive elements."""
+"""The grid has a fixed size; each program copies every gridDim-th BLOCK of elements."""
 
 import torch
 import triton
@@ -8,8 +8,8 @@ from implementations.common.device import properties
 from implementations.phase1_foundations.day04_program_ids.grid_stride_copy import check
 
 NUM_WARPS = 8
-PACKS = 4  # of 16 bytes, that each thread has under way at once
-PROGRAMS_PER_SM = 256  # many times what is resident: fewer and longer ones were slower
+PACKS = 4  # packs of 16 bytes that each thread has under way at once
+PROGRAMS_PER_SM = 256  # many times what is resident: fewer and longer programs were slower
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""One block of threads a block of block_size elements, one thread an element."""
+"""Each block of threads owns block_size elements, each thread one of them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""One block of threads a block of block_size elements, one thread an element."""
+"""Each block of threads owns block_size elements, each thread one of them."""
 
 import torch
 from numba import cuda, int64
@@ -11,7 +11,7 @@ from implementations.phase1_foundations.day04_program_ids.program_ids import che
 @cuda.jit
 def program_ids_kernel(out, n):
     pid = cuda.blockIdx.x
-    i = int64(pid) * cuda.blockDim.x + cuda.threadIdx.x  # in the last block beyond 2^31
+    i = int64(pid) * cuda.blockDim.x + cuda.threadIdx.x  # the last block may reach 2^31
 
     if i < n:
         out[i] = pid

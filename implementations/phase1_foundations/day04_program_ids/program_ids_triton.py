@@ -1,4 +1,4 @@
-"""One program a block of block_size elements, each element its program's id."""
+"""Each program owns a block of block_size elements and stores its own id into each."""
 
 import torch
 import triton
@@ -7,13 +7,13 @@ import triton.language as tl
 from implementations import TORCH_DEVICE
 from implementations.phase1_foundations.day04_program_ids.program_ids import check
 
-PER_WARP = 128  # elements: a thread stores four neighbours, 16 bytes, at once
+PER_WARP = 128  # elements of a warp: a thread stores four neighbours, 16 bytes, at once
 
 
 @triton.jit
 def program_ids_kernel(out_ptr, n, BLOCK: tl.constexpr):
     pid = tl.program_id(0)
-    offs = pid.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # in the last block beyond 2^31
+    offs = pid.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # the last block may reach 2^31
     mask = offs < n
 
     tl.store(out_ptr + offs, pid, mask=mask)

@@ -1,11 +1,16 @@
-// A block of threads owns BLOCK elements, a thread one pack of VEC neighbours. Three scans, each
-// over the totals of the one before: in a thread, over the lanes of a warp, over the warps.
+// Each block of threads owns BLOCK elements, each thread one pack of VEC neighbours. The scan
+// has three steps, each over the totals of the one before: within a thread, over the lanes of a
+// warp, over the warps.
+//
+// T: the element type. VEC: elements of a pack of 16 bytes, 1 where a block has fewer. THREADS: the
+// threads of a block, a power of two, which may be less than a warp.
 #include "access.cuh"
 
 template <typename T, int VEC, int THREADS>
 __global__ void __launch_bounds__(THREADS)
     block_cumsum_kernel(const T* __restrict__ x, T* __restrict__ out, long long N) {
     constexpr int BLOCK = THREADS * VEC, WARPS = THREADS < 32 ? 1 : THREADS / 32;
+    // The lanes that a shuffle waits for: only those that exist, or it would wait for ever.
     constexpr unsigned LANES = THREADS < 32 ? (1u << THREADS % 32) - 1 : 0xffffffff;
     __shared__ float totals[WARPS];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -19,7 +24,7 @@ __global__ void __launch_bounds__(THREADS)
         for (int k = 0; k < VEC; ++k) pack.v[k] = i + k < N ? x[i + k] : T(0.f);
     }
 
-    float y[VEC];
+    float y[VEC];  // fp32: running sums in 16 bits would gather errors
     float total = 0.f;
 #pragma unroll
     for (int k = 0; k < VEC; ++k) y[k] = total += float(pack.v[k]);
@@ -27,15 +32,17 @@ __global__ void __launch_bounds__(THREADS)
     float before = 0.f;  // the sum of all threads before this one
 #pragma unroll
     for (int delta = 1; delta < (THREADS < 32 ? THREADS : 32); delta *= 2) {
-        const float left = __shfl_up_sync(LANES, total, delta);  // the sum of `delta` lanes
+        const float left = __shfl_up_sync(LANES, total, delta);  // the sum of `delta` lanes before
         if (lane >= delta) {
             before += left;
             total += left;
         }
     }
     if constexpr (WARPS > 1) {
+        // Warps meet here only. Totals are written once, so no second barrier has to guard them.
         if (lane == 31) totals[warp] = total;
         __syncthreads();  // every warp's total is there
+        // All lanes of a warp read the same word, which is a broadcast and no bank conflict.
 #pragma unroll
         for (int w = 0; w < WARPS - 1; ++w)
             if (w < warp) before += totals[w];

@@ -1,4 +1,4 @@
-"""Day 5: prefix sums within blocks, for which the threads of a program must work together."""
+"""Day 5: prefix sums are formed within blocks, whose threads must work together."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""One block of threads a block of elements, one pack a thread: warps scan by shuffles."""
+"""Each block of threads scans a block of elements, one pack a thread; warps scan by shuffles."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def block_cumsum(x, block_size=1024):
     N = x.numel()
     out = torch.empty_like(x)
     if N > 0:
-        VEC = 16 // x.element_size()  # elements a thread: one pack of 16 bytes
+        VEC = 16 // x.element_size()  # elements of a thread: one pack of 16 bytes
         if block_size < VEC:
             VEC = 1
         THREADS = block_size // VEC

@@ -1,4 +1,4 @@
-"""One block of threads a block of elements, one pack a thread: warps scan by shuffles."""
+"""Each block of threads scans a block of elements, one pack a thread; warps scan by shuffles."""
 
 from functools import cache
 
@@ -13,6 +13,7 @@ from implementations.phase1_foundations.day05_block_programming.block_cumsum imp
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
 def block_cumsum_kernel(VEC, THREADS):
     BLOCK, WARPS = THREADS * VEC, max(THREADS // 32, 1)
+    # the lanes that a shuffle waits for: only those that exist, or it would wait for ever
     LANES = 2 ** min(THREADS, 32) - 1
 
     @cuda.jit(launch_bounds=THREADS)
@@ -22,7 +23,7 @@ def block_cumsum_kernel(VEC, THREADS):
         lane, warp = cuda.threadIdx.x % 32, cuda.threadIdx.x // 32
         i = int64(cuda.blockIdx.x) * BLOCK + cuda.threadIdx.x * VEC
 
-        y = cuda.local.array(VEC, float32)
+        y = cuda.local.array(VEC, float32)  # fp32: running sums in 16 bits would gather errors
         if VEC > 1 and i + VEC <= N:
             load_pack(x, i, y, 0)
         else:  # zeros beyond N: these threads still take part in the shuffles
@@ -37,12 +38,13 @@ def block_cumsum_kernel(VEC, THREADS):
         before = float32(0)  # the sum of all threads before this one
         delta = 1
         while delta < min(THREADS, 32):
-            left = cuda.shfl_up_sync(LANES, total, delta)  # the sum of `delta` lanes
+            left = cuda.shfl_up_sync(LANES, total, delta)  # the sum of `delta` lanes before
             if lane >= delta:
                 before += left
                 total += left
             delta *= 2
         if WARPS > 1:
+            # warps meet here only; totals are written once, so no second barrier has to guard them
             if lane == 31:
                 totals[warp] = total
             cuda.syncthreads()  # every warp's total is there
@@ -67,7 +69,7 @@ def block_cumsum(x, block_size=1024):
     N = x.numel()
     out = torch.empty_like(x)
     if N > 0:
-        VEC = 16 // x.element_size()  # elements a thread: one pack of 16 bytes
+        VEC = 16 // x.element_size()  # elements of a thread: one pack of 16 bytes
         if block_size < VEC:
             VEC = 1
         THREADS = block_size // VEC

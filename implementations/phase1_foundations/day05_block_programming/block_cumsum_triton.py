@@ -1,4 +1,4 @@
-"""One program a block of BLOCK elements: tl.cumsum scans it, by as many threads as it has packs."""
+"""Each program scans a block of elements by tl.cumsum, with a thread for each pack."""
 
 import torch
 import triton
@@ -13,6 +13,7 @@ def block_cumsum_kernel(x_ptr, out_ptr, N, BLOCK: tl.constexpr):
     offs = pid * BLOCK + tl.arange(0, BLOCK)
     mask = offs < N
 
+    # fp32: running sums in 16 bits would gather errors
     x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
 
     y = tl.cumsum(x, axis=0)
@@ -25,7 +26,7 @@ def block_cumsum(x, block_size=1024):
     N = x.numel()
     out = torch.empty_like(x)
     if N > 0:
-        VEC = 16 // x.element_size()  # elements a thread: one pack of 16 bytes
+        VEC = 16 // x.element_size()  # elements of a thread: one pack of 16 bytes
         grid = (triton.cdiv(N, block_size),)
         num_warps = max(block_size // (32 * VEC), 1)
         block_cumsum_kernel[grid](x, out, N, BLOCK=block_size, num_warps=num_warps)

@@ -1,4 +1,4 @@
-"""Day 6: a stack of matrices, each row scaled and each column shifted, on a grid of three axes."""
+"""Day 6: in a stack of matrices rows are scaled and columns shifted, on a grid of three axes."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""One thread the same pack in ROWS rows; blocks: columns along x, rows along y, matrices z."""
+"""Each thread takes the same pack of ROWS rows, on a grid of columns, rows and matrices."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def affine_3d(x, row_scale, col_bias):
     B, M, N = x.shape
     out = torch.empty_like(x)
     if x.numel() > 0:
-        VEC = 16 // x.element_size()
+        VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
         if N % VEC:  # rows do not start at a multiple of 16 bytes
             VEC = 1
         grid = (-(-N // (BLOCK[0] * VEC)), -(-M // (BLOCK[1] * ROWS)), B)

@@ -1,4 +1,4 @@
-"""One thread the same pack in ROWS rows; blocks: columns along x, rows along y, matrices z."""
+"""Each thread takes the same pack of ROWS rows, on a grid of columns, rows and matrices."""
 
 from functools import cache
 
@@ -16,12 +16,13 @@ ROWS = 4
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
 def affine_rows(VEC, ROWS):
-    """One pack of ROWS rows, `step` rows apart: the first is row m, its pack starts at `start`."""
+    """The function that computes a pack in each of ROWS rows, which lie `step` rows of N elements
+    apart. The first is row m; its pack starts at x[start]."""
     HELD = ROWS * VEC
 
     @cuda.jit(device=True)
     def affine(x, row_scale, bias, out, start, m, step, N):
-        v = cuda.local.array(HELD, float32)
+        v = cuda.local.array(HELD, float32)  # rounded once, when it is stored
         scale = cuda.local.array(ROWS, float32)
         for r in range(ROWS):  # all loads are under way before the first is used
             if VEC > 1:
@@ -52,6 +53,7 @@ def affine_3d_kernel(VEC):
         n = (int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x) * VEC
         step = cuda.blockDim.y  # neighbouring warps take neighbouring rows
         m0 = cuda.blockIdx.y * (ROWS * step) + cuda.threadIdx.y
+        # no barrier follows that would wait for these threads; VEC divides N, so packs are whole
         if n >= N:
             return
 
@@ -63,7 +65,7 @@ def affine_3d_kernel(VEC):
         first = int64(cuda.blockIdx.z) * M * N + n  # of column n in this matrix
         if m0 + (ROWS - 1) * step < M:
             all_rows(x, row_scale, bias, out, first + m0 * N, m0, step, N)
-        else:  # at the lower edge, row by row
+        else:  # at the lower edge the rows come one by one
             m = m0
             while m < M:
                 one_row(x, row_scale, bias, out, first + m * N, m, step, N)
@@ -77,7 +79,7 @@ def affine_3d(x, row_scale, col_bias):
     B, M, N = x.shape
     out = torch.empty_like(x)
     if x.numel() > 0:
-        VEC = 16 // x.element_size()
+        VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
         if N % VEC:  # rows do not start at a multiple of 16 bytes
             VEC = 1
         grid = (-(-N // (BLOCK[0] * VEC)), -(-M // (BLOCK[1] * ROWS)), B)

@@ -1,4 +1,4 @@
-"""One program a BLOCK_M x BLOCK_N tile of one matrix: columns along x, rows along y, matrices z."""
+"""Each program takes a BLOCK_M x BLOCK_N tile, on a grid of columns, rows and matrices."""
 
 import torch
 import triton
@@ -24,6 +24,7 @@ def affine_3d_kernel(
     mask_m, mask_n = offs_m < M, offs_n < N
     mask = mask_m[:, None] & mask_n[None, :]
 
+    # fp32, so that the dtype of x is rounded to once, at the end
     x = tl.load(x_ptr + offs, mask=mask).to(tl.float32)
     scale = tl.load(row_scale_ptr + offs_m, mask=mask_m).to(tl.float32)
     bias = tl.load(col_bias_ptr + offs_n, mask=mask_n).to(tl.float32)

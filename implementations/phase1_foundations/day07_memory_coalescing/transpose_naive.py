@@ -1,4 +1,4 @@
-"""Day 7: a matrix transposed element by element: reads are coalesced, writes are scattered."""
+"""Day 7: a matrix is transposed element by element: reads are coalesced, writes scattered."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""One block BLOCK elements of a row, one element a thread, each stored into a row of its own."""
+"""Each block moves BLOCK elements of a row, one a thread, each into a row of its own."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""One block BLOCK elements of a row, one element a thread, each stored into a row of its own."""
+"""Each block moves BLOCK elements of a row, one a thread, each into a row of its own."""
 
 import torch
 from numba import cuda
@@ -15,6 +15,7 @@ def transpose_naive_kernel(x, out):
     m = cuda.blockIdx.x
     n = cuda.blockIdx.y * BLOCK + cuda.threadIdx.x
 
+    # loads are coalesced, stores are not: every element takes a sector of 32 bytes to itself
     if n < N:
         out[n, m] = x[m, n]  # neighbours store M elements apart
 

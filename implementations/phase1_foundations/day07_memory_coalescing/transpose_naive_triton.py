@@ -1,4 +1,4 @@
-"""One program BLOCK elements of a row, one element a thread, each stored into a row of its own."""
+"""Each program moves BLOCK elements of a row, one a thread, each into a row of its own."""
 
 import torch
 import triton
@@ -6,8 +6,8 @@ import triton.language as tl
 
 from implementations.phase1_foundations.day07_memory_coalescing.transpose_naive import check
 
-# One element a thread leaves Triton no choice who stores what. Of a two-dimensional block it would
-# exchange the elements through shared memory first, and the stores would be coalesced.
+# One element a thread leaves Triton no choice who stores what. In a two-dimensional block it would
+# first exchange the elements through shared memory, and the stores would be coalesced.
 BLOCK = 256
 NUM_WARPS = BLOCK // 32
 

@@ -1,14 +1,18 @@
-// A block moves a TILE x TILE tile, a thread VEC x VEC squares of it. A square is read as packs
-// along N and turned in registers, so that packs along M go to shared memory, from where each
-// thread takes those of another square: its neighbours then store neighbouring packs.
+// Each block moves a TILE x TILE tile, and each thread VEC x VEC squares of it. A thread reads a
+// square as packs along N and turns it in registers, so that packs along M go to shared memory.
+// From there it takes the packs of another square, and its neighbours store neighbouring packs.
+//
+// T: the element type. VEC: elements of a pack of 16 bytes, 1 where rows are not aligned. TILE: the
+// elements of a tile's side. ROWS: rows of squares that a block's threads take at a time.
 #include "access.cuh"
 
 template <typename T, int VEC, int TILE, int ROWS>
 __global__ void __launch_bounds__(TILE / VEC * ROWS)
     transpose_tiled_kernel(const T* __restrict__ x, T* __restrict__ out, long long M, long long N) {
     constexpr int SIDE = TILE / VEC, SQUARES = SIDE / ROWS;  // of a tile's side, of a thread
-    // Pack p of row n stands at p ^ n / VEC, so that neighbouring threads, which write a column of
-    // packs and read a row of them, meet different banks.
+    // Pack p of row n stands at p ^ n / VEC. Neighbouring threads write a column of packs and read
+    // a row of them. Rows are a multiple of 128 bytes long, so that unswizzled the packs of a
+    // column would all lie in the same banks.
     __shared__ Pack<T, VEC> sTile[TILE][SIDE];
 
     const unsigned pid = blockIdx.x;
@@ -24,6 +28,7 @@ __global__ void __launch_bounds__(TILE / VEC * ROWS)
     for (int s = 0; s < SQUARES; ++s) {  // all loads are under way before the first is used
         const int r = s * ROWS + threadIdx.y;
         const long long m = m0 + r * VEC, n = n0 + c * VEC;
+        // VEC divides M and N, or is 1: a square lies within the matrix or beyond, as a whole.
         if (m < M && n < N)
 #pragma unroll
             for (int k = 0; k < VEC; ++k) pack[s][k] = load_pack<VEC>(x + (m + k) * N + n);
@@ -40,6 +45,7 @@ __global__ void __launch_bounds__(TILE / VEC * ROWS)
             sTile[c * VEC + j][r ^ c] = column;
         }
     }
+    // From here on each thread reads what others have written.
     __syncthreads();  // the tile is complete
 
 #pragma unroll

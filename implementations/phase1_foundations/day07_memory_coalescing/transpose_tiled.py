@@ -1,4 +1,4 @@
-"""Day 7: a matrix transposed tile by tile on chip: reads and writes are both coalesced."""
+"""Day 7: a matrix is transposed tile by tile on chip: reads and writes are both coalesced."""
 
 import torch
 

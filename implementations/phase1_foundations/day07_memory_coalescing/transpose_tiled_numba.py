@@ -1,4 +1,4 @@
-"""One block a TILE x TILE tile, one thread squares of it, read and stored as packs of 16 bytes."""
+"""Each block moves a TILE x TILE tile, each thread squares of it, by packs of 16 bytes."""
 
 from functools import cache
 
@@ -10,8 +10,8 @@ from implementations.common.numba_cuda import launch
 from implementations.instructions.access import load, load_pack, store, store_pack
 from implementations.phase1_foundations.day07_memory_coalescing.transpose_tiled import check
 
-TILE_BYTES = 256  # of a tile's row: whole lines of 128 bytes, read and stored
-ROWS = 8  # of squares that a block's threads take at a time
+TILE_BYTES = 256  # bytes of a tile's row: whole lines of 128 are read and stored
+ROWS = 8  # rows of squares that a block's threads take at a time
 MAX_SIDE = 64  # squares along a tile's side: 512 threads
 
 
@@ -35,8 +35,9 @@ def transpose_tiled_kernel(dtype, VEC, TILE):
 
     @cuda.jit(launch_bounds=SIDE * ROWS)
     def kernel(x, out, M, N):
-        # Pack p of row n stands at p ^ n // VEC, so that neighbouring threads, which write a column
-        # of packs and read a row of them, meet different banks.
+        # Pack p of row n stands at p ^ n // VEC. Neighbouring threads write a column of packs and
+        # read a row of them. Rows are a multiple of 128 bytes long, so unswizzled the packs of a
+        # column would all lie in the same banks.
         sTile = cuda.shared.array(SIZE, dtype, alignment=16)
 
         pid = uint32(cuda.blockIdx.x)
@@ -52,6 +53,7 @@ def transpose_tiled_kernel(dtype, VEC, TILE):
         for s in range(SQUARES):
             r = s * ROWS + cuda.threadIdx.y
             m, n = m0 + r * VEC, n0 + c * VEC
+            # VEC divides M and N, or is 1: a square lies within the matrix or beyond, as a whole
             if m < M and n < N:
                 for k in range(VEC):
                     read(x, (m + k) * N + n, v, (s * VEC + k) * VEC)
@@ -63,6 +65,7 @@ def transpose_tiled_kernel(dtype, VEC, TILE):
                 for k in range(VEC):
                     column[k] = v[(s * VEC + k) * VEC + j]
                 write(sTile, ((c * VEC + j) * SIDE + (r ^ c)) * VEC, column, 0)
+        # from here on each thread reads what others have written
         cuda.syncthreads()  # the tile is complete
 
         for s in range(SQUARES):
@@ -81,13 +84,13 @@ def transpose_tiled(x):
     M, N = x.shape
     out = torch.empty((N, M), dtype=x.dtype, device=x.device)
     if x.numel() > 0:
-        VEC = 16 // x.element_size()
+        VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
         if M % VEC or N % VEC:  # rows do not start at a multiple of 16 bytes
             VEC = 1
         TILE = min(TILE_BYTES // x.element_size(), MAX_SIDE * VEC)
         grid = (-(-M // TILE) * -(-N // TILE),)
         block = (TILE // VEC, ROWS)
-        # a move needs no conversion: bfloat16 goes as float16, the bits stay
+        # nothing is calculated, so bfloat16 can move as float16: the bits stay
         bits = torch.float32 if x.dtype == torch.float32 else torch.float16
         dtype = float32 if x.dtype == torch.float32 else float16
         kernel = transpose_tiled_kernel(dtype, VEC, TILE)

@@ -1,4 +1,4 @@
-"""One program a TILE x TILE tile, turned by tl.trans: Triton takes it through shared memory."""
+"""Each program moves a TILE x TILE tile; tl.trans turns it, through shared memory."""
 
 import torch
 import triton
@@ -6,8 +6,8 @@ import triton.language as tl
 
 from implementations.phase1_foundations.day07_memory_coalescing.transpose_tiled import check
 
-TILE_BYTES = 256  # of a tile's row: whole lines of 128 bytes, read and stored
-PER_THREAD = 64  # bytes: four packs of 16
+TILE_BYTES = 256  # bytes of a tile's row: whole lines of 128 are read and stored
+PER_THREAD = 64  # bytes of a thread: four packs of 16
 
 
 @triton.jit

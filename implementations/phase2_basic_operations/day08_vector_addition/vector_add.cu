@@ -1,4 +1,7 @@
-// A thread owns one pack of 16 bytes: every access is 128 bits wide and coalesced.
+// Each thread owns one pack of 16 bytes: every access is 128 bits wide and coalesced.
+//
+// T: the element type, in which the sums are formed. A sum of two in fp32, rounded to T, has the
+// same bits.
 #include "access.cuh"
 
 template <typename T>
@@ -14,7 +17,7 @@ __global__ void vector_add_kernel(const T* __restrict__ x, const T* __restrict__
 #pragma unroll
         for (int k = 0; k < VEC; ++k) c.v[k] = a.v[k] + b.v[k];
         store_pack(out + i, c);
-    } else {  // the last, partial pack
+    } else {  // the last pack is partial, and threads beyond it have none
         for (long long k = i; k < N; ++k) out[k] = x[k] + y[k];
     }
 }

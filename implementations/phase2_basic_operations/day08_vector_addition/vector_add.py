@@ -1,4 +1,4 @@
-"""Day 8: two vectors added, element by element, at the bandwidth limit."""
+"""Day 8: two vectors are added, element by element, at the bandwidth limit."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""One thread a pack of 16 bytes; the thread of the last, partial pack goes element by element."""
+"""Each thread adds a pack of 16 bytes; in the last, partial pack it goes element by element."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def vector_add(x, y):
     N = x.numel()
     out = torch.empty_like(x)
     if N > 0:
-        VEC = 16 // x.element_size()
+        VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
         grid = (-(-N // (BLOCK * VEC)),)
         template = dict(T=x.dtype)
         SOURCE.launch("vector_add_kernel", grid, (BLOCK,), x, y, out, N, **template)

@@ -1,4 +1,4 @@
-"""One thread a pack of 16 bytes; the thread of the last, partial pack goes element by element."""
+"""Each thread adds a pack of 16 bytes; in the last, partial pack it goes element by element."""
 
 from functools import cache
 
@@ -17,8 +17,10 @@ def vector_add_kernel(VEC):
     @cuda.jit
     def kernel(x, y, out):
         N = x.size
+        # 64-bit: N may exceed 2^31
         i = cuda.grid(1) * VEC
 
+        # a sum of two in fp32, rounded to the dtype, has the bits of one in the dtype
         a = cuda.local.array(VEC, float32)
         b = cuda.local.array(VEC, float32)
         if i + VEC <= N:
@@ -27,7 +29,7 @@ def vector_add_kernel(VEC):
             for k in range(VEC):
                 a[k] += b[k]
             store_pack(out, i, a, 0)
-        else:  # the last, partial pack
+        else:  # the last pack is partial, and threads beyond it have none
             for k in range(i, N):
                 store(out, k, load(x, k) + load(y, k))
 
@@ -39,7 +41,7 @@ def vector_add(x, y):
     N = x.numel()
     out = torch.empty_like(x)
     if N > 0:
-        VEC = 16 // x.element_size()
+        VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
         grid = (-(-N // (BLOCK * VEC)),)
         launch(vector_add_kernel(VEC), grid, (BLOCK,), x, y, out)
     return out

@@ -1,4 +1,4 @@
-"""One program a block of BLOCK consecutive elements; the mask cuts the last block."""
+"""Each program adds a block of BLOCK consecutive elements; a mask cuts the last block."""
 
 import torch
 import triton

@@ -1,4 +1,4 @@
-"""Day 9: a matrix times a row plus a column, both broadcast over it, by accesses of 128 bits."""
+"""Day 9: a matrix is multiplied by a row and a column added, by accesses of 128 bits."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""One thread the same pack in ROWS rows, by one pack of `row`; a block a tile of THREADS packs."""
+"""Each thread takes the same pack of ROWS rows, for which it loads its pack of `row` once."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def broadcast_fma(x, row, col):
     M, N = x.shape
     out = torch.empty_like(x)
     if x.numel() > 0:
-        VEC = 16 // x.element_size()
+        VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
         if N % VEC:  # rows do not start at a multiple of 16 bytes
             VEC = 1
         packs = -(-N // VEC)

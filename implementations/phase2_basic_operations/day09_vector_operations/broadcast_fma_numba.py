@@ -1,4 +1,4 @@
-"""One thread the same pack in ROWS rows, by one pack of `row`; a block a tile of THREADS packs."""
+"""Each thread takes the same pack of ROWS rows, for which it loads its pack of `row` once."""
 
 from functools import cache
 
@@ -16,12 +16,13 @@ ROWS = 4
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
 def fma_rows(VEC, ROWS):
-    """One pack of ROWS rows, `step` rows apart: the first is row m, its pack starts at `start`."""
+    """The function that computes a pack in each of ROWS rows, which lie `step` rows of N elements
+    apart. The first is row m; its pack starts at x[start]."""
     HELD = ROWS * VEC
 
     @cuda.jit(device=True)
     def fma(x, scale, col, out, start, m, step, N):
-        v = cuda.local.array(HELD, float32)
+        v = cuda.local.array(HELD, float32)  # rounded once, when it is stored
         bias = cuda.local.array(ROWS, float32)
         for r in range(ROWS):  # all loads are under way before the first is used
             if VEC > 1:
@@ -52,6 +53,7 @@ def broadcast_fma_kernel(VEC):
         n = (int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x) * VEC
         step = cuda.blockDim.y  # neighbours along y take neighbouring rows
         m0 = cuda.blockIdx.y * (ROWS * step) + cuda.threadIdx.y
+        # no barrier follows that would wait for these threads; VEC divides N, so packs are whole
         if n >= N:
             return
 
@@ -62,7 +64,7 @@ def broadcast_fma_kernel(VEC):
             scale[0] = load(row, n)
         if m0 + (ROWS - 1) * step < M:
             all_rows(x, scale, col, out, m0 * N + n, m0, step, N)
-        else:  # at the lower edge, row by row
+        else:  # at the lower edge the rows come one by one
             m = m0
             while m < M:
                 one_row(x, scale, col, out, m * N + n, m, step, N)
@@ -76,7 +78,7 @@ def broadcast_fma(x, row, col):
     M, N = x.shape
     out = torch.empty_like(x)
     if x.numel() > 0:
-        VEC = 16 // x.element_size()
+        VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
         if N % VEC:  # rows do not start at a multiple of 16 bytes
             VEC = 1
         packs = -(-N // VEC)

@@ -1,4 +1,4 @@
-"""One program a tile, a warp's packs wide or a row; `row` and `col` are broadcast over it."""
+"""Each program takes a tile, one warp's packs or a short row wide, and broadcasts over it."""
 
 import torch
 import triton
@@ -23,6 +23,7 @@ def broadcast_fma_kernel(
     mask_m, mask_n = offs_m < M, offs_n < N
     mask = mask_m[:, None] & mask_n[None, :]
 
+    # fp32, so that the dtype of x is rounded to once, at the end
     x = tl.load(x_ptr + offs, mask=mask).to(tl.float32)
     scale = tl.load(row_ptr + offs_n, mask=mask_n).to(tl.float32)
     bias = tl.load(col_ptr + offs_m, mask=mask_m).to(tl.float32)

@@ -1,10 +1,14 @@
-// A block of threads takes every gridDim-th BLOCK of elements, a thread PACKS packs of 16 bytes of
-// each, and leaves the largest; one more block takes these by the same kernel.
+// Each block of threads takes every gridDim-th BLOCK of elements, of which a thread takes PACKS
+// packs of 16 bytes, and leaves the largest element. One block more takes these by the same kernel.
+//
+// T: the type of what is read. Out: the type of what is left, fp32 for the blocks' largest, as it
+// holds all element types exactly. THREADS: the threads of a block. PACKS: packs that a thread has
+// under way at once.
 #include <math_constants.h>
 
 #include "access.cuh"
 
-// The larger of both, NaN where one is: fmaxf would drop it.
+// The larger of both, NaN where one of them is: fmaxf would drop the NaN.
 __device__ __forceinline__ float maximum(float a, float b) {
     return a > b || isnan(a) ? a : b;
 }
@@ -23,6 +27,8 @@ __device__ __forceinline__ float reduce_block(float value) {
     if (lane == 0) of_warp[warp] = value;
     __syncthreads();  // every warp's largest is there
 
+    // Every warp repeats the tree over the warps' results. Lanes that read the same word share one
+    // access, so banks do not conflict.
     value = of_warp[lane % WARPS];
 #pragma unroll
     for (int delta = WARPS / 2; delta > 0; delta /= 2)
@@ -37,6 +43,7 @@ __global__ void __launch_bounds__(THREADS)
     const int pid = blockIdx.x, tid = threadIdx.x;
     const long long step = (long long)gridDim.x * BLOCK;
 
+    // The neutral element: 0 would exceed negative elements.
     float largest = -CUDART_INF_F;
     long long start = (long long)pid * BLOCK;  // 64-bit: N may exceed 2^31
     for (; start + BLOCK <= N; start += step) {
@@ -51,7 +58,7 @@ __global__ void __launch_bounds__(THREADS)
             for (int k = 0; k < VEC; ++k) largest = maximum(largest, float(pack[p].v[k]));
     }
 
-    // the last, partial BLOCK is left to the one whose turn it is
+    // The last, partial BLOCK falls to the block of threads whose turn it is.
     for (long long i = start + tid; i < N; i += THREADS) largest = maximum(largest, float(x[i]));
 
     largest = reduce_block<THREADS>(largest);

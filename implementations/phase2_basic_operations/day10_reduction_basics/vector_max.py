@@ -1,4 +1,4 @@
-"""Day 10: the largest of all elements of a vector, by a tree of fixed shape."""
+"""Day 10: the largest of all elements of a vector is found by a tree of fixed shape."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""A fixed number of blocks leave the largest of theirs each, and one block more takes these."""
+"""A fixed number of blocks leave the largest of their elements, and one block more takes these."""
 
 import math
 from functools import cache
@@ -13,14 +13,14 @@ from implementations.phase2_basic_operations.day10_reduction_basics.vector_max i
 
 THREADS = 256
 WARPS = THREADS // 32
-PACKS = 4  # of 16 bytes, that each thread has under way at once
-PROGRAMS_PER_SM = 64  # several times what is resident: whoever is done early takes the next
+PACKS = 4  # packs of 16 bytes that each thread has under way at once
+PROGRAMS_PER_SM = 64  # several times what is resident: a free multiprocessor starts another
 INF = float32(float("inf"))
 
 
 @cuda.jit(device=True)
 def maximum(a, b):
-    """The larger of both, NaN where one is: fmaxf would drop it."""
+    """The larger of both, NaN where one of them is: fmaxf would drop the NaN."""
     return a if a > b or math.isnan(a) else b
 
 
@@ -39,6 +39,7 @@ def reduce_block(value):
         of_warp[warp] = value
     cuda.syncthreads()  # every warp's largest is there
 
+    # lanes that read the same word share one access, so banks do not conflict
     value = of_warp[lane % WARPS]
     delta = WARPS // 2
     while delta > 0:
@@ -55,8 +56,10 @@ def vector_max_kernel(VEC):
     def kernel(x, out):
         N = x.size
         pid, tid = cuda.blockIdx.x, cuda.threadIdx.x
+        # 64-bit: N may exceed 2^31
         step = int64(cuda.gridDim.x) * BLOCK
 
+        # the neutral element: 0 would exceed negative elements
         largest = -INF
         v = cuda.local.array(HELD, float32)
         start = int64(pid) * BLOCK
@@ -68,7 +71,7 @@ def vector_max_kernel(VEC):
                 largest = maximum(largest, v[k])
             start += step
 
-        # the last, partial BLOCK is left to the one whose turn it is
+        # the last, partial BLOCK falls to the block of threads whose turn it is
         for i in range(start + tid, N, THREADS):
             largest = maximum(largest, load(x, i))
 
@@ -85,7 +88,7 @@ def vector_max(x):
     out = torch.empty((), dtype=x.dtype, device=x.device)
     BLOCK = THREADS * PACKS * 16 // x.element_size()
     count = min(-(-N // BLOCK), properties(x.device).programs(PROGRAMS_PER_SM))
-    partial = torch.empty(count, dtype=torch.float32, device=x.device)  # holds all three exactly
+    partial = torch.empty(count, dtype=torch.float32, device=x.device)  # exact for all three dtypes
     for src, dst in ((x, partial), (partial, out.view(1))):
         kernel = vector_max_kernel(16 // src.element_size())
         launch(kernel, (dst.numel(),), (THREADS,), src, dst)

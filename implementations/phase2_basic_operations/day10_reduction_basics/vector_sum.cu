@@ -1,5 +1,9 @@
-// A block of threads sums every gridDim-th BLOCK of elements, a thread PACKS packs of 16 bytes of
-// each, and leaves one partial sum; one more block sums these by the same kernel.
+// Each block of threads sums every gridDim-th BLOCK of elements, of which a thread takes PACKS
+// packs of 16 bytes, and leaves one partial sum. One block more sums these by the same kernel.
+// There are no atomics: the order of all additions is fixed, and every run gives the same bits.
+//
+// T: the type of what is read. THREADS: the threads of a block. PACKS: packs that a thread has
+// under way at once.
 #include "access.cuh"
 
 // The sum of `value` over the threads of a block, in every one of them: a tree over the lanes of a
@@ -15,6 +19,8 @@ __device__ __forceinline__ float reduce_block(float value) {
     if (lane == 0) of_warp[warp] = value;
     __syncthreads();  // every warp's sum is there
 
+    // Every warp repeats the tree over the warps' sums. Lanes that read the same word share one
+    // access, so banks do not conflict.
     value = of_warp[lane % WARPS];
 #pragma unroll
     for (int delta = WARPS / 2; delta > 0; delta /= 2)
@@ -29,6 +35,7 @@ __global__ void __launch_bounds__(THREADS)
     const int pid = blockIdx.x, tid = threadIdx.x;
     const long long step = (long long)gridDim.x * BLOCK;
 
+    // fp32: a sum in 16 bits would stop growing, or overflow.
     float total = 0.f;
     long long start = (long long)pid * BLOCK;  // 64-bit: N may exceed 2^31
     for (; start + BLOCK <= N; start += step) {
@@ -43,7 +50,7 @@ __global__ void __launch_bounds__(THREADS)
             for (int k = 0; k < VEC; ++k) total += float(pack[p].v[k]);
     }
 
-    // the last, partial BLOCK is left to the one whose turn it is
+    // The last, partial BLOCK falls to the block of threads whose turn it is.
     for (long long i = start + tid; i < N; i += THREADS) total += float(x[i]);
 
     total = reduce_block<THREADS>(total);

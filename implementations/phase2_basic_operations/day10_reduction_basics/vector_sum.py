@@ -1,4 +1,4 @@
-"""Day 10: the sum of all elements of a vector, by a tree of fixed shape."""
+"""Day 10: all elements of a vector are summed by a tree of fixed shape."""
 
 import torch
 

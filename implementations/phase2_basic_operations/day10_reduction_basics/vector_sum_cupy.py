@@ -9,8 +9,8 @@ from implementations.common.device import properties
 from implementations.phase2_basic_operations.day10_reduction_basics.vector_sum import check
 
 THREADS = 256
-PACKS = 4  # of 16 bytes, that each thread has under way at once
-PROGRAMS_PER_SM = 64  # several times what is resident: whoever is done early takes the next
+PACKS = 4  # packs of 16 bytes that each thread has under way at once
+PROGRAMS_PER_SM = 64  # several times what is resident: a free multiprocessor starts another
 
 SOURCE = CudaSource(Path(__file__).with_name("vector_sum.cu"))
 

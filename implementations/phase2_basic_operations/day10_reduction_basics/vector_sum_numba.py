@@ -12,8 +12,8 @@ from implementations.phase2_basic_operations.day10_reduction_basics.vector_sum i
 
 THREADS = 256
 WARPS = THREADS // 32
-PACKS = 4  # of 16 bytes, that each thread has under way at once
-PROGRAMS_PER_SM = 64  # several times what is resident: whoever is done early takes the next
+PACKS = 4  # packs of 16 bytes that each thread has under way at once
+PROGRAMS_PER_SM = 64  # several times what is resident: a free multiprocessor starts another
 
 
 @cuda.jit(device=True)
@@ -31,6 +31,7 @@ def reduce_block(value):
         of_warp[warp] = value
     cuda.syncthreads()  # every warp's sum is there
 
+    # lanes that read the same word share one access, so banks do not conflict
     value = of_warp[lane % WARPS]
     delta = WARPS // 2
     while delta > 0:
@@ -47,8 +48,10 @@ def vector_sum_kernel(VEC):
     def kernel(x, out):
         N = x.size
         pid, tid = cuda.blockIdx.x, cuda.threadIdx.x
+        # 64-bit: N may exceed 2^31
         step = int64(cuda.gridDim.x) * BLOCK
 
+        # fp32: a sum in 16 bits would stop growing, or overflow
         total = float32(0)
         v = cuda.local.array(HELD, float32)
         start = int64(pid) * BLOCK
@@ -60,7 +63,7 @@ def vector_sum_kernel(VEC):
                 total += v[k]
             start += step
 
-        # the last, partial BLOCK is left to the one whose turn it is
+        # the last, partial BLOCK falls to the block of threads whose turn it is
         for i in range(start + tid, N, THREADS):
             total += load(x, i)
 

@@ -9,7 +9,7 @@ from implementations.phase2_basic_operations.day10_reduction_basics.vector_sum i
 
 NUM_WARPS = 8
 BLOCK_BYTES = NUM_WARPS * 32 * 4 * 16  # each thread has four packs of 16 bytes under way at once
-PROGRAMS_PER_SM = 64  # several times what is resident: whoever is done early takes the next
+PROGRAMS_PER_SM = 64  # several times what is resident: a free multiprocessor starts another
 
 
 @triton.jit
@@ -17,6 +17,7 @@ def vector_sum_kernel(x_ptr, out_ptr, N, BLOCK: tl.constexpr):
     pid = tl.program_id(0).to(tl.int64)  # N may exceed 2^31
     step = tl.num_programs(0) * BLOCK
 
+    # fp32: a sum in 16 bits would stop growing, or overflow
     total = tl.zeros((BLOCK,), tl.float32)
     start = pid * BLOCK
     while start + BLOCK <= N:
@@ -24,7 +25,7 @@ def vector_sum_kernel(x_ptr, out_ptr, N, BLOCK: tl.constexpr):
         total += x
         start += step
 
-    # the last, partial BLOCK is left to the one whose turn it is
+    # the last, partial BLOCK falls to the program whose turn it is
     offs = start + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + offs, mask=offs < N, other=0.0).to(tl.float32)
     total += x

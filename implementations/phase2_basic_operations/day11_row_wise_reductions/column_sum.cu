@@ -1,7 +1,10 @@
-// A block of TX x TY threads owns a strip of columns. A thread has VEC of them in every TY-th row,
-// and adds up in registers: not before the end does one thread need another's sums. Of many rows,
-// each block has one part of PART. Unless told that 5 blocks are enough, the compiler saves
-// registers and loads later.
+// Each block of TX x TY threads owns a strip of columns. Each thread adds up VEC of them over every
+// TY-th row, in registers: it needs the sums of no other thread before the end. Where rows are
+// many, a block has a part of them, of PART rows. Unless told that 5 resident blocks are enough,
+// the compiler saves registers and loads later.
+//
+// T: the element type. VEC: elements of a pack of 16 bytes, 1 where rows are not aligned. PACKS:
+// packs that a thread has under way at once. TX, TY: threads of a block along a row and down it.
 #include "access.cuh"
 
 template <typename T, int VEC, int PACKS, int TX, int TY>
@@ -12,9 +15,11 @@ __global__ void __launch_bounds__(TX* TY, 5)
     __shared__ float sums[TY][STRIP];
     const int tx = threadIdx.x, ty = threadIdx.y, tid = ty * TX + tx, part = blockIdx.y;
     const long long strip = (long long)blockIdx.x * STRIP, start = (long long)part * PART;
+    // Rows of this thread's part. Threads beyond the last column have none, but meet the barrier.
     const int count = strip + tx * VEC < N ? min(M - start, (long long)PART) : 0;
-    x += start * N + strip + tx * VEC;  // neighbours in x read neighbouring packs
+    x += start * N + strip + tx * VEC;  // neighbours along a row read neighbouring packs
 
+    // fp32: a sum in 16 bits would stop growing, or overflow.
     float sum[VEC] = {};
     int m = ty;
     for (; m + (PACKS - 1) * TY < count; m += PACKS * TY) {
@@ -40,6 +45,7 @@ __global__ void __launch_bounds__(TX* TY, 5)
     __syncthreads();                       // the sums of all TY rows of threads are there
     if (tid < STRIP && strip + tid < N) {  // from here on a thread has one column
         float total = 0.f;
+        // Neighbours read neighbouring words, so banks do not conflict.
 #pragma unroll
         for (int t = 0; t < TY; ++t) total += sums[t][tid];
         out[part * N + strip + tid] = total;

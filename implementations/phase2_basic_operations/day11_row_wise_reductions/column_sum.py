@@ -1,4 +1,4 @@
-"""Day 11: the sum of each column, across memory: neighbouring threads add up one column each."""
+"""Day 11: each column is summed, across memory: neighbouring threads add up one column each."""
 
 import torch
 

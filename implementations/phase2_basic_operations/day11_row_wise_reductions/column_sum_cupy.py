@@ -1,4 +1,4 @@
-"""A strip of columns a block of threads, or several that share its rows; their sums make rows."""
+"""Each block sums a strip of columns, or a part of its rows, whose sums are summed again."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from implementations.common.cuda_cpp import CudaSource
 from implementations.common.device import properties
 from implementations.phase2_basic_operations.day11_row_wise_reductions.column_sum import check
 
-BLOCK = 256  # threads
-PACKS = 4  # of 16 bytes, that each thread has under way at once
-WIDE, NARROW = 32, 2  # packs of a row in a strip: 512 bytes, and 32, the least that moves
-PART_ROWS = 1024  # of a part, at least
-PROGRAMS_PER_SM = 15  # on 132 of them no more parts than 2 * PART_ROWS: no third launch
+BLOCK = 256  # threads of a block
+PACKS = 4  # packs of 16 bytes that each thread has under way at once
+WIDE, NARROW = 32, 2  # packs of a strip's row: 512 bytes, and 32, the least that memory moves
+PART_ROWS = 1024  # rows of a part, at least
+PROGRAMS_PER_SM = 15  # 132 multiprocessors: under 2 * PART_ROWS parts, so no third launch
 
 SOURCE = CudaSource(Path(__file__).with_name("column_sum.cu"))
 
@@ -22,14 +22,14 @@ def column_sum(x):
     M, N = x.shape
     if x.numel() == 0:
         return torch.empty(N, dtype=torch.float32, device=x.device).zero_()  # sums of nothing
-    VEC = 16 // x.element_size()
+    VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
     if N % VEC:  # rows do not start at a multiple of 16 bytes
         VEC = 1
     packs = N // VEC
     parts = max(
         1, min(M // PART_ROWS, properties(x.device).programs(PROGRAMS_PER_SM) // -(-packs // WIDE))
     )
-    # where rows are not divided, strips so narrow that each multiprocessor gets two
+    # where rows are not divided, strips are so narrow that each multiprocessor gets two
     width = WIDE if parts > 1 else max(NARROW, min(packs // properties(x.device).programs(2), WIDE))
     TX = 1 << (min(width, packs) - 1).bit_length()
     TY = BLOCK // TX

@@ -1,4 +1,4 @@
-"""A strip of columns a block of threads, or several that share its rows; their sums make rows."""
+"""Each block sums a strip of columns, or a part of its rows, whose sums are summed again."""
 
 from functools import cache
 
@@ -10,28 +10,30 @@ from implementations.common.numba_cuda import launch
 from implementations.instructions.access import load, load_pack
 from implementations.phase2_basic_operations.day11_row_wise_reductions.column_sum import check
 
-BLOCK = 256  # threads
-PACKS = 4  # of 16 bytes, that each thread has under way at once
-WIDE, NARROW = 32, 2  # packs of a row in a strip: 512 bytes, and 32, the least that moves
-PART_ROWS = 1024  # of a part, at least
-PROGRAMS_PER_SM = 15  # on 132 of them no more parts than 2 * PART_ROWS: no third launch
+BLOCK = 256  # threads of a block
+PACKS = 4  # packs of 16 bytes that each thread has under way at once
+WIDE, NARROW = 32, 2  # packs of a strip's row: 512 bytes, and 32, the least that memory moves
+PART_ROWS = 1024  # rows of a part, at least
+PROGRAMS_PER_SM = 15  # 132 multiprocessors: under 2 * PART_ROWS parts, so no third launch
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
 def column_sum_kernel(VEC, TX, TY):
     HELD, STRIP = PACKS * VEC, TX * VEC
 
-    # unless told that 5 blocks are enough, the compiler saves registers and loads later
+    # unless told that 5 resident blocks are enough, the compiler saves registers and loads later
     @cuda.jit(launch_bounds=(BLOCK, 5))
     def kernel(x, out, M, N, PART):
         sums = cuda.shared.array((TY, STRIP), float32)
         tx, ty, part = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockIdx.y
         tid = ty * TX + tx
         strip = int64(cuda.blockIdx.x) * STRIP
-        start = part * PART * N + strip + tx * VEC  # neighbours in x read neighbouring packs
+        start = part * PART * N + strip + tx * VEC  # neighbours along a row read neighbouring packs
+        # rows of this thread's part; threads beyond the last column have none, but meet the barrier
         count = min(M - part * PART, PART) if strip + tx * VEC < N else 0
 
         v = cuda.local.array(HELD, float32)
+        # fp32: a sum in 16 bits would stop growing, or overflow
         sum = cuda.local.array(VEC, float32)
         for k in range(VEC):
             sum[k] = float32(0)
@@ -60,6 +62,7 @@ def column_sum_kernel(VEC, TX, TY):
         cuda.syncthreads()  # the sums of all TY rows of threads are there
         if tid < STRIP and strip + tid < N:  # from here on a thread has one column
             total = float32(0)
+            # neighbours read neighbouring words, so banks do not conflict
             for t in range(TY):
                 total += sums[t, tid]
             out[part * N + strip + tid] = total
@@ -72,14 +75,14 @@ def column_sum(x):
     M, N = x.shape
     if x.numel() == 0:
         return torch.empty(N, dtype=torch.float32, device=x.device).zero_()  # sums of nothing
-    VEC = 16 // x.element_size()
+    VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
     if N % VEC:  # rows do not start at a multiple of 16 bytes
         VEC = 1
     packs = N // VEC
     parts = max(
         1, min(M // PART_ROWS, properties(x.device).programs(PROGRAMS_PER_SM) // -(-packs // WIDE))
     )
-    # where rows are not divided, strips so narrow that each multiprocessor gets two
+    # where rows are not divided, strips are so narrow that each multiprocessor gets two
     width = WIDE if parts > 1 else max(NARROW, min(packs // properties(x.device).programs(2), WIDE))
     TX = 1 << (min(width, packs) - 1).bit_length()
     TY = BLOCK // TX

@@ -1,4 +1,4 @@
-"""A strip of columns a program, or several that share its rows; their sums make rows."""
+"""Each program sums a strip of columns, or a part of its rows, whose sums are summed again."""
 
 import torch
 import triton
@@ -8,9 +8,9 @@ from implementations.common.device import properties
 from implementations.phase2_basic_operations.day11_row_wise_reductions.column_sum import check
 
 TILE = 4096  # elements that a program adds at a time
-WIDE, NARROW = 32, 2  # packs of a row in a strip: 512 bytes, and 32, the least that moves
-PART_ROWS = 1024  # of a part, at least
-PROGRAMS_PER_SM = 15  # on 132 of them no more parts than 2 * PART_ROWS: no third launch
+WIDE, NARROW = 32, 2  # packs of a strip's row: 512 bytes, and 32, the least that memory moves
+PART_ROWS = 1024  # rows of a part, at least
+PROGRAMS_PER_SM = 15  # 132 multiprocessors: under 2 * PART_ROWS parts, so no third launch
 
 
 @triton.jit
@@ -45,7 +45,7 @@ def column_sum(x):
             properties(x.device).programs(PROGRAMS_PER_SM) // triton.cdiv(packs, WIDE),
         ),
     )
-    # where rows are not divided, strips so narrow that each multiprocessor gets two
+    # where rows are not divided, strips are so narrow that each multiprocessor gets two
     width = WIDE if parts > 1 else max(NARROW, min(packs // properties(x.device).programs(2), WIDE))
     BLOCK_N = triton.next_power_of_2(min(width, packs)) * VEC
     BLOCK_M = TILE // BLOCK_N

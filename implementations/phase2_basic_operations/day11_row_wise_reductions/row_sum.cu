@@ -1,6 +1,10 @@
-// A row belongs to THREADS threads: to a part of a warp or to a whole one, and a block has ROWS
-// rows, or to all warps of a block. Of a row longer than PART, each block has one part. Unless told
-// that 5 blocks are enough, the compiler saves registers and loads later.
+// Each row belongs to THREADS threads. While these are a warp or less, a block has ROWS rows and
+// shuffles add up; else a block has one row, or one part of a row longer than PART, and its warps
+// meet in shared memory. Unless told that 5 resident blocks are enough, the compiler saves
+// registers and loads later.
+//
+// T: the element type. VEC: elements of a pack of 16 bytes, 1 where rows are not aligned. PACKS:
+// packs that a thread has under way at once. THREADS: the threads of a row. ROWS: rows of a block.
 #include "access.cuh"
 
 template <typename T, int VEC, int PACKS, int THREADS, int ROWS>
@@ -11,10 +15,11 @@ __global__ void __launch_bounds__(THREADS* ROWS, 5)
     const int tx = threadIdx.x, part = blockIdx.x % parts;
     const long long row = (long long)(blockIdx.x / parts) * ROWS + threadIdx.y;
     const long long start = (long long)part * PART;
-    // threads beyond the last row have nothing to add, but still take part in the shuffles
+    // Threads beyond the last row have nothing to add, but still take part in the shuffles.
     const int count = row < M ? min(N - start, (long long)PART) : 0;
     x += row * N + start;  // 64-bit: M * N may exceed 2^31
 
+    // fp32: a sum in 16 bits would stop growing, or overflow.
     float sum[VEC] = {};
     int n = tx * VEC;  // neighbours read neighbouring packs
     for (; n + (PACKS - 1) * STEP < count; n += PACKS * STEP) {
@@ -42,6 +47,7 @@ __global__ void __launch_bounds__(THREADS* ROWS, 5)
     for (int delta = (THREADS < 32 ? THREADS : 32) / 2; delta > 0; delta /= 2)
         total += __shfl_xor_sync(0xffffffff, total, delta);
     if constexpr (WARPS > 1) {
+        // Written once and read after the one barrier, by all threads the same word: a broadcast.
         __shared__ float totals[WARPS];
         if (tx % 32 == 0) totals[tx / 32] = total;
         __syncthreads();  // every warp's total is there

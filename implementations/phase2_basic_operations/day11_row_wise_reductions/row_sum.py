@@ -1,4 +1,4 @@
-"""Day 11: the sum of each row, along memory: neighbouring threads add up one row together."""
+"""Day 11: each row is summed, along memory: neighbouring threads add up one row together."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""A row a group of threads, up to a block; a longer row several blocks, whose sums make a row."""
+"""A group of threads sums each row, or each part of a long one, whose sums are summed again."""
 
 from functools import cache
 
@@ -9,16 +9,16 @@ from implementations.common.numba_cuda import launch
 from implementations.instructions.access import load, load_pack
 from implementations.phase2_basic_operations.day11_row_wise_reductions.row_sum import check
 
-BLOCK = 256  # threads
-PACKS = 4  # of 16 bytes, that each thread has under way at once
-PART_PACKS = 4096  # of a row, that a block reads at most: 64 KB
+BLOCK = 256  # threads of a block
+PACKS = 4  # packs of 16 bytes that each thread has under way at once
+PART_PACKS = 4096  # packs of a row that a block reads at most: 64 KB
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
 def row_sum_kernel(VEC, THREADS, ROWS):
     HELD, STEP, WARPS = PACKS * VEC, THREADS * VEC, THREADS // 32
 
-    # unless told that 5 blocks are enough, the compiler saves registers and loads later
+    # unless told that 5 resident blocks are enough, the compiler saves registers and loads later
     @cuda.jit(launch_bounds=(BLOCK, 5))
     def kernel(x, out, M, N, PART, parts):
         totals = cuda.shared.array(32, float32)
@@ -31,6 +31,7 @@ def row_sum_kernel(VEC, THREADS, ROWS):
         count = min(N - part * PART, PART) if row < M else 0
 
         v = cuda.local.array(HELD, float32)
+        # fp32: a sum in 16 bits would stop growing, or overflow
         sum = cuda.local.array(VEC, float32)
         for k in range(VEC):
             sum[k] = float32(0)
@@ -61,6 +62,7 @@ def row_sum_kernel(VEC, THREADS, ROWS):
         while delta > 0:
             total += cuda.shfl_xor_sync(0xFFFFFFFF, total, delta)
             delta //= 2
+        # totals: written once and read after the one barrier, by all threads the same word
         if WARPS > 1:
             if tx % 32 == 0:
                 totals[tx // 32] = total
@@ -80,13 +82,13 @@ def row_sum(x):
     M, N = x.shape
     if x.numel() == 0:
         return torch.empty(M, dtype=torch.float32, device=x.device).zero_()  # sums of nothing
-    VEC = 16 // x.element_size()
+    VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
     if N % VEC:  # rows do not start at a multiple of 16 bytes
         VEC = 1
     packs = N // VEC
-    threads = max(min(packs, 4), packs // PACKS)  # 4 neighbours at least, for 64 bytes
+    threads = max(min(packs, 4), packs // PACKS)  # at least 4 neighbours, for 64 bytes
     THREADS = min(1 << (threads - 1).bit_length(), 32) if threads <= 128 else BLOCK
-    ROWS = BLOCK // THREADS  # up to a warp a row there are several, else one
+    ROWS = BLOCK // THREADS  # several while a row takes a warp or less, else one
     PART = PART_PACKS * VEC
     parts = -(-N // PART)
 

@@ -1,4 +1,4 @@
-"""ROWS rows a program, BLOCK_N columns at a time; a longer row several, whose sums make a row."""
+"""Each program sums ROWS rows, or a part of a long one, whose sums are summed again."""
 
 import torch
 import triton
@@ -7,7 +7,7 @@ import triton.language as tl
 from implementations.phase2_basic_operations.day11_row_wise_reductions.row_sum import check
 
 TILE = 4096  # elements that a program adds at a time
-PART = 4 * TILE  # of a row, that a program reads at most
+PART = 4 * TILE  # elements of a row that a program reads at most
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Day 12: softmax of each row by its plain formula, which overflows where the maximum would not."""
+"""Day 12: softmax of each row follows its plain formula, and overflows where it need not."""
 
 import torch
 
@@ -74,4 +74,5 @@ SPEC = KernelSpec(
     refused={"too many rows": lambda x: (x.new_empty(MAX_M + 1, 0),)},
     sources=("Milakov and Gimelshein, Online normalizer calculation for softmax, 2018, section 2",),
     scales=SCALES,
+    ladder="softmax",
 )

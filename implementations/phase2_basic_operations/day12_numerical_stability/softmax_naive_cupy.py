@@ -1,4 +1,4 @@
-"""One row THREADS threads, which loop over it twice; several rows a block while a warp has more."""
+"""Each row is read twice by THREADS threads; rows of a warp or less share a block."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ import torch
 from implementations.common.cuda_cpp import CudaSource
 from implementations.phase2_basic_operations.day12_numerical_stability.softmax_naive import check
 
-BLOCK = 128  # threads a block, unless one row takes more
-MAX_THREADS = 512  # that share a row
-PACKS = 4  # of 16 bytes, that a thread has under way at once
+BLOCK = 128  # threads of a block, unless one row takes more
+MAX_THREADS = 512  # threads that share a row, at most
+PACKS = 4  # packs of 16 bytes that a thread has under way at once
 
 SOURCE = CudaSource(Path(__file__).with_name("softmax_naive.cu"))
 
@@ -19,13 +19,13 @@ def softmax_naive(x):
     M, N = x.shape
     out = torch.empty_like(x)
     if x.numel() > 0:
-        VEC = 16 // x.element_size()
+        VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
         if N % VEC:  # rows do not start at a multiple of 16 bytes
             VEC = 1
         packs = N // VEC
         threads = min(max(min(packs, 32), packs // PACKS), MAX_THREADS)
         THREADS = 1 << (threads - 1).bit_length()
-        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # warps of one row share `partial`
+        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # `partial` holds one row's warps
         template = dict(T=x.dtype, VEC=VEC, PACKS=PACKS, THREADS=THREADS, ROWS=ROWS)
         SOURCE.launch(
             "softmax_naive_kernel", (-(-M // ROWS),), (THREADS, ROWS), x, out, M, N, **template

@@ -1,4 +1,4 @@
-"""One row THREADS threads, which loop over it twice; several rows a block while a warp has more."""
+"""Each row is read twice by THREADS threads; rows of a warp or less share a block."""
 
 from functools import cache
 
@@ -11,16 +11,16 @@ from implementations.instructions.access import load, load_pack, store, store_pa
 from implementations.instructions.reduce import Sum, reduce_row
 from implementations.phase2_basic_operations.day12_numerical_stability.softmax_naive import check
 
-BLOCK = 128  # threads a block, unless one row takes more
-MAX_THREADS = 512  # that share a row
-PACKS = 4  # of 16 bytes, that a thread has under way at once
+BLOCK = 128  # threads of a block, unless one row takes more
+MAX_THREADS = 512  # threads that share a row, at most
+PACKS = 4  # packs of 16 bytes that a thread has under way at once
 INF = float32(float("inf"))
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
 def load_step(VEC, THREADS):
-    """A thread's packs of the step from x[start + n] on, into v; -inf beyond N, as its exponential
-    is 0."""
+    """The function that loads a thread's packs of one step into v, the first from x[start + n] on.
+    Beyond N they are -inf, whose exponential adds nothing to a sum."""
 
     @cuda.jit(device=True)
     def load_packs(x, start, n, N, v):
@@ -52,13 +52,17 @@ def softmax_naive_kernel(VEC, THREADS, ROWS):
         start = row * N
 
         v = cuda.local.array(HELD, float32)
+        # fp32: a sum in 16 bits would stop growing
         l = float32(0)
         for n in range(cuda.threadIdx.x * VEC, end, STEP):
             load_packs(x, start, n, N, v)
             for k in range(HELD):
+                # nothing is subtracted: for elements above 88.7 this is infinite
                 l += libdevice.fast_expf(v[k])
+        # all threads of the block come here: the reduction has a barrier
         scale = float32(1) / reduce_sum(l, partial)
 
+        # the second read comes from the L2 while the rows under way fit there
         for n in range(cuda.threadIdx.x * VEC, end, STEP):
             load_packs(x, start, n, N, v)
             for k in range(HELD):
@@ -79,13 +83,13 @@ def softmax_naive(x):
     M, N = x.shape
     out = torch.empty_like(x)
     if x.numel() > 0:
-        VEC = 16 // x.element_size()
+        VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
         if N % VEC:  # rows do not start at a multiple of 16 bytes
             VEC = 1
         packs = N // VEC
         threads = min(max(min(packs, 32), packs // PACKS), MAX_THREADS)
         THREADS = 1 << (threads - 1).bit_length()
-        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # warps of one row share `partial`
+        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # `partial` holds one row's warps
         kernel = softmax_naive_kernel(VEC, THREADS, ROWS)
         launch(kernel, (-(-M // ROWS),), (THREADS, ROWS), x.view(-1), out.view(-1), M, N)
     return out

@@ -1,4 +1,4 @@
-"""One program ROWS rows, which it goes over twice, in steps of BLOCK_N columns."""
+"""Each program reads ROWS rows twice, in steps of BLOCK_N columns."""
 
 import torch
 import triton
@@ -6,9 +6,9 @@ import triton.language as tl
 
 from implementations.phase2_basic_operations.day12_numerical_stability.softmax_naive import check
 
-NUM_WARPS = 4  # unless one row takes more
-MAX_WARPS = 16  # that share a row
-PER_WARP = 32 * 16  # elements of a step: a thread has 32 to 64 bytes under way at once
+NUM_WARPS = 4  # warps of a program, unless one row takes more
+MAX_WARPS = 16  # warps that share a row, at most
+PER_WARP = 32 * 16  # elements of a warp's step: a thread has 32 to 64 bytes under way at once
 
 
 @triton.jit
@@ -22,9 +22,11 @@ def softmax_naive_kernel(x_ptr, out_ptr, M, N: tl.int64, ROWS: tl.constexpr, BLO
         offs = offs_m[:, None] * N + (start + offs_n)[None, :]
         mask = (offs_m < M)[:, None] & (start + offs_n < N)[None, :]
         x = tl.load(x_ptr + offs, mask=mask, other=-float("inf")).to(tl.float32)
+        # -inf beyond N adds nothing; nothing is subtracted: above 88.7 this is infinite
         l += tl.exp(x)
     scale = (1.0 / tl.sum(l, axis=1))[:, None]
 
+    # the second read comes from the L2 while the rows under way fit there
     for start in range(0, N, BLOCK_N):
         offs = offs_m[:, None] * N + (start + offs_n)[None, :]
         mask = (offs_m < M)[:, None] & (start + offs_n < N)[None, :]

@@ -1,4 +1,4 @@
-"""Day 12: softmax of each row less its maximum, in a launch for each of its three steps."""
+"""Day 12: softmax subtracts each row's maximum, and takes a launch for each of its three steps."""
 
 import torch
 
@@ -68,4 +68,5 @@ SPEC = KernelSpec(
     refused={"too many rows": lambda x: (x.new_empty(MAX_M + 1, 0),)},
     sources=("Milakov and Gimelshein, Online normalizer calculation for softmax, 2018, section 2",),
     scales=SCALES,
+    ladder="softmax",
 )

@@ -1,4 +1,4 @@
-"""Three launches, in each one row THREADS threads; several rows a block while a warp has more."""
+"""In each of three launches THREADS threads read a row; rows of a warp or less share a block."""
 
 from functools import cache
 
@@ -11,16 +11,16 @@ from implementations.instructions.access import load, load_pack, store, store_pa
 from implementations.instructions.reduce import Max, Sum, reduce_row
 from implementations.phase2_basic_operations.day12_numerical_stability.softmax_safe import check
 
-BLOCK = 128  # threads a block, unless one row takes more
-MAX_THREADS = 512  # that share a row
-PACKS = 4  # of 16 bytes, that a thread has under way at once
+BLOCK = 128  # threads of a block, unless one row takes more
+MAX_THREADS = 512  # threads that share a row, at most
+PACKS = 4  # packs of 16 bytes that a thread has under way at once
 INF = float32(float("inf"))
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
 def load_step(VEC, THREADS):
-    """A thread's packs of the step from x[start + n] on, into v; -inf beyond N, the least, whose
-    exponential is 0."""
+    """The function that loads a thread's packs of one step into v, the first from x[start + n] on.
+    Beyond N they are -inf, which changes no maximum and adds nothing to a sum of exponentials."""
 
     @cuda.jit(device=True)
     def load_packs(x, start, n, N, v):
@@ -55,7 +55,9 @@ def softmax_safe_max_kernel(VEC, THREADS, ROWS):
         for n in range(cuda.threadIdx.x * VEC, end, STEP):
             load_packs(x, row * N, n, N, v)
             for k in range(HELD):
+                # fmaxf drops a NaN; the next kernel takes it into the sum, so all the row is NaN
                 m_i = libdevice.fmaxf(m_i, v[k])
+        # all threads of the block come here: the reduction has a barrier
         m_i = reduce_max(m_i, partial)
 
         if row < M and cuda.threadIdx.x == 0:
@@ -78,11 +80,14 @@ def softmax_safe_sum_kernel(VEC, THREADS, ROWS):
         m_i = m[row] if row < M else float32(0)
 
         v = cuda.local.array(HELD, float32)
+        # fp32: a sum in 16 bits would stop growing
         l_i = float32(0)
         for n in range(cuda.threadIdx.x * VEC, end, STEP):
             load_packs(x, row * N, n, N, v)
             for k in range(HELD):
+                # at most 1, as m_i is the largest element: the sum cannot overflow
                 l_i += libdevice.fast_expf(v[k] - m_i)
+        # all threads of the block come here: the reduction has a barrier
         l_i = reduce_sum(l_i, partial)
 
         if row < M and cuda.threadIdx.x == 0:
@@ -99,6 +104,7 @@ def softmax_safe_divide_kernel(VEC, THREADS, ROWS):
     @cuda.jit(launch_bounds=THREADS * ROWS)
     def kernel(x, m, l, out, M, N):
         row = int64(cuda.blockIdx.x) * ROWS + cuda.threadIdx.y
+        # no barrier follows that would wait for these threads
         if row >= M:
             return
         m_i, scale = m[row], float32(1) / l[row]
@@ -126,16 +132,17 @@ def softmax_safe(x):
     if x.numel() > 0:
         m = torch.empty(M, dtype=torch.float32, device=x.device)
         l = torch.empty_like(m)
-        VEC = 16 // x.element_size()
+        VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
         if N % VEC:  # rows do not start at a multiple of 16 bytes
             VEC = 1
         packs = N // VEC
         threads = min(max(min(packs, 32), packs // PACKS), MAX_THREADS)
         THREADS = 1 << (threads - 1).bit_length()
-        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # warps of one row share `partial`
+        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # `partial` holds one row's warps
         grid, block = (-(-M // ROWS),), (THREADS, ROWS)
         of = VEC, THREADS, ROWS
         x, y = x.view(-1), out.view(-1)
+        # a kernel begins when the one before has ended: no other barrier spans the grid
         launch(softmax_safe_max_kernel(*of), grid, block, x, m, M, N)
         launch(softmax_safe_sum_kernel(*of), grid, block, x, m, l, M, N)
         launch(softmax_safe_divide_kernel(*of), grid, block, x, m, l, y, M, N)

@@ -1,4 +1,4 @@
-"""Three launches, in each one program ROWS rows, which it goes over in steps of BLOCK_N columns."""
+"""In each of three launches a program reads ROWS rows, in steps of BLOCK_N columns."""
 
 import torch
 import triton
@@ -6,9 +6,9 @@ import triton.language as tl
 
 from implementations.phase2_basic_operations.day12_numerical_stability.softmax_safe import check
 
-NUM_WARPS = 4  # unless one row takes more
-MAX_WARPS = 16  # that share a row
-PER_WARP = 32 * 16  # elements of a step: a thread has 32 to 64 bytes under way at once
+NUM_WARPS = 4  # warps of a program, unless one row takes more
+MAX_WARPS = 16  # warps that share a row, at most
+PER_WARP = 32 * 16  # elements of a warp's step: a thread has 32 to 64 bytes under way at once
 
 
 @triton.jit
@@ -24,6 +24,7 @@ def softmax_safe_max_kernel(
         offs = offs_m[:, None] * N + (start + offs_n)[None, :]
         mask = (offs_m < M)[:, None] & (start + offs_n < N)[None, :]
         x = tl.load(x_ptr + offs, mask=mask, other=-float("inf")).to(tl.float32)
+        # tl.maximum drops a NaN; the next kernel takes it into the sum, so all the row is NaN
         m = tl.maximum(m, x)
 
     tl.store(m_ptr + offs_m, tl.max(m, axis=1), mask=offs_m < M)
@@ -43,6 +44,7 @@ def softmax_safe_sum_kernel(
         offs = offs_m[:, None] * N + (start + offs_n)[None, :]
         mask = (offs_m < M)[:, None] & (start + offs_n < N)[None, :]
         x = tl.load(x_ptr + offs, mask=mask, other=-float("inf")).to(tl.float32)
+        # each exponential is at most 1, as m is the largest element: the sum cannot overflow
         l += tl.exp(x - m)
 
     tl.store(l_ptr + offs_m, tl.sum(l, axis=1), mask=offs_m < M)
@@ -76,6 +78,7 @@ def softmax_safe(x):
         ROWS = max(1, NUM_WARPS * PER_WARP // BLOCK_N)
         num_warps = ROWS * BLOCK_N // PER_WARP
         grid, of = (triton.cdiv(M, ROWS),), (M, N, ROWS, BLOCK_N)
+        # a kernel begins when the one before has ended: no other barrier spans the grid
         softmax_safe_max_kernel[grid](x, m, *of, num_warps=num_warps)
         softmax_safe_sum_kernel[grid](x, m, l, *of, num_warps=num_warps)
         softmax_safe_divide_kernel[grid](x, m, l, out, *of, num_warps=num_warps)

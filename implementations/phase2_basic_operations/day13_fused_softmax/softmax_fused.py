@@ -1,4 +1,4 @@
-"""Day 13: softmax of each row in one launch, the row on chip between its one read and one write."""
+"""Day 13: softmax takes one launch, each row staying on chip between its one read and one write."""
 
 import torch
 
@@ -71,4 +71,5 @@ SPEC = KernelSpec(
         "Milakov and Gimelshein, Online normalizer calculation for softmax, 2018, section 2",
     ),
     scales=SCALES,
+    ladder="softmax",
 )

@@ -1,4 +1,4 @@
-"""One row THREADS threads, in their registers; several rows a block while a row fits a warp."""
+"""Each row is held in the registers of THREADS threads; rows of a warp or less share a block."""
 
 from functools import cache
 
@@ -11,7 +11,7 @@ from implementations.instructions.access import load, load_pack, store, store_pa
 from implementations.instructions.reduce import Max, Sum, reduce_row
 from implementations.phase2_basic_operations.day13_fused_softmax.softmax_fused import check
 
-BLOCK = 128  # threads a block, unless one row takes more
+BLOCK = 128  # threads of a block, unless one row takes more
 PER_THREAD = 32  # elements a thread holds, at most
 INF = float32(float("inf"))
 
@@ -24,6 +24,7 @@ def softmax_fused_kernel(VEC, PACKS, THREADS, ROWS):
 
     @cuda.jit(launch_bounds=THREADS * ROWS)
     def kernel(x, out, M, N):
+        # one for each reduction: a warp may write its sum while another still reads the maxima
         partial_max = cuda.shared.array(32, float32)
         partial_sum = cuda.shared.array(32, float32)
         row = cuda.blockIdx.x * ROWS + cuda.threadIdx.y
@@ -40,9 +41,11 @@ def softmax_fused_kernel(VEC, PACKS, THREADS, ROWS):
                 else:
                     v[p] = load(x, start + n)
             else:
+                # it changes no maximum, and its exponential adds nothing to a sum
                 for k in range(VEC):
                     v[p * VEC + k] = -INF
         for k in range(HELD):
+            # fmaxf drops a NaN, whose exponential then makes the sum NaN
             m = libdevice.fmaxf(m, v[k])
         m = reduce_max(m, partial_max)
 
@@ -52,6 +55,7 @@ def softmax_fused_kernel(VEC, PACKS, THREADS, ROWS):
             l += v[k]
         l = reduce_sum(l, partial_sum)
 
+        # one division a row; rows beyond the last have NaN here, and store nothing
         scale = float32(1) / l
         for k in range(HELD):
             v[k] *= scale
@@ -71,14 +75,14 @@ def softmax_fused(x):
     M, N = x.shape
     out = torch.empty_like(x)
     if x.numel() > 0:
-        VEC = 16 // x.element_size()
+        VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
         if N % VEC:  # rows do not start at a multiple of 16 bytes
             VEC = 1
         packs = -(-N // VEC)
         threads = max(min(packs, 32), -(-N // PER_THREAD))
         THREADS = 1 << (threads - 1).bit_length()
         PACKS = -(-packs // THREADS)
-        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # warps of one row share `partial`
+        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # `partial` holds one row's warps
         kernel = softmax_fused_kernel(VEC, PACKS, THREADS, ROWS)
         launch(kernel, (-(-M // ROWS),), (THREADS, ROWS), x.view(-1), out.view(-1), M, N)
     return out

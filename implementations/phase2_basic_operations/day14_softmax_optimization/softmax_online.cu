@@ -1,24 +1,33 @@
-// A row belongs to CLUSTER blocks of THREADS threads each, to which its packs of VEC elements are
-// dealt in turn; up to 32 threads a row, a block has ROWS rows. A thread knows m and l of its own
-// elements and no others; merged over lanes, warps and blocks, the pairs meet once.
+// Each row belongs to CLUSTER blocks of THREADS threads, to which its packs of VEC elements are
+// dealt in turn; where THREADS fit a warp, a block has ROWS rows. A thread computes m and l of its
+// own elements alone. The pairs are then merged over lanes, warps and blocks, which meet once.
+//
+// T: the element type. VEC: elements of a pack of 16 bytes, 1 where rows are not aligned. PACKS:
+// packs that a thread holds. THREADS: threads of a row in one block, a power of two. ROWS: the rows
+// of a block, 1 where THREADS exceed a warp. CLUSTER: the blocks of a row. LONG: whether a row is
+// longer than the registers hold. STEP: the threads of a row in all blocks.
 #include <math_constants.h>
 
 #include "access.cuh"
 #include "cluster.cuh"
 
-// Below every element but -inf, whose exp(x - m) is 0 then: no -inf - -inf where all are.
+// No element but -inf is below it. Where it is the maximum, all elements are -inf and exp(x - m) is
+// 0; with -inf as the maximum, -inf - -inf would be NaN.
 constexpr float LOWEST = -3.402823466e38f;
 
-// Of some elements of a row the maximum m, and l, the sum of exp(x - m).
+// The maximum m of some elements of a row, and l, their sum of exp(x - m), in fp32.
 struct MaxSum {
     float m, l;
 };
 
+// The pair of two parts of a row together. The part with the larger maximum keeps its l as it is:
+// one exponential is enough, and {LOWEST, 0} is neutral.
 __device__ MaxSum merge(MaxSum a, MaxSum b) {
     const float m = fmaxf(a.m, b.m), scale = __expf(fminf(a.m, b.m) - m);
     return {m, a.m >= b.m ? a.l + b.l * scale : b.l + a.l * scale};
 }
 
+// The pair of LANES neighbouring lanes together, in each of them: they exchange their pairs.
 template <int LANES>
 __device__ MaxSum merge_lanes(MaxSum mine) {
 #pragma unroll
@@ -30,7 +39,7 @@ __device__ MaxSum merge_lanes(MaxSum mine) {
     return mine;
 }
 
-// The whole row's m and l, in every one of its threads. `rank`: of this block in the cluster.
+// The pair of the whole row, in each of its threads. `rank`: this block's place in the cluster.
 template <int THREADS, int CLUSTER>
 __device__ MaxSum merge_row(MaxSum mine, int rank) {
     mine = merge_lanes<(THREADS < 32 ? THREADS : 32)>(mine);
@@ -39,7 +48,10 @@ __device__ MaxSum merge_row(MaxSum mine, int rank) {
         __shared__ float m_of_warp[WARPS], l_of_warp[WARPS];
         const int lane = threadIdx.x % 32, warp = rank * (THREADS / 32) + threadIdx.x / 32;
         if constexpr (CLUSTER > 1) {
+            // Shared memory of a block that has not begun may not be written, and that of a block
+            // that has ended is gone: one barrier before the stores, and one after them.
             cluster_barrier_wait();  // the other blocks have begun
+            // Each lane takes one block, so that every block has the pairs of all warps.
             if (lane < CLUSTER) {
                 store_remote(&m_of_warp[warp], lane, mine.m);
                 store_remote(&l_of_warp[warp], lane, mine.l);
@@ -52,6 +64,8 @@ __device__ MaxSum merge_row(MaxSum mine, int rank) {
             }
             __syncthreads();
         }
+        // Every warp's pair is there, and every warp merges them all. Neighbours read neighbouring
+        // words, so banks do not conflict.
         mine = {LOWEST, 0.f};
 #pragma unroll
         for (int w = lane; w < WARPS; w += 32) mine = merge(mine, {m_of_warp[w], l_of_warp[w]});
@@ -60,7 +74,8 @@ __device__ MaxSum merge_row(MaxSum mine, int rank) {
     return mine;
 }
 
-// Thread t's packs of the `count` elements from `x` on, -inf beyond.
+// Loads thread t's packs of the `count` elements from `x` on. Beyond these they are -inf, which
+// changes no maximum, and whose exponential adds nothing to a sum.
 template <int STEP, typename T, int VEC, int PACKS>
 __device__ void load_packs(Pack<T, VEC> (&pack)[PACKS], const T* x, int t, int count) {
 #pragma unroll
@@ -75,6 +90,7 @@ __device__ void load_packs(Pack<T, VEC> (&pack)[PACKS], const T* x, int t, int c
     }
 }
 
+// Stores thread t's packs of the `count` elements from `out` on.
 template <int STEP, typename T, int VEC, int PACKS>
 __device__ void store_packs(const Pack<T, VEC> (&pack)[PACKS], T* __restrict__ out, int t,
                             int count) {
@@ -85,7 +101,7 @@ __device__ void store_packs(const Pack<T, VEC> (&pack)[PACKS], T* __restrict__ o
     }
 }
 
-// v = exp(x - m) for a thread's elements x and their own maximum; m and l.
+// Sets v to exp(x - m) of a thread's elements x, less their own maximum; returns their m and l.
 template <typename T, int VEC, int PACKS>
 __device__ MaxSum exponentials(float (&v)[PACKS][VEC], const Pack<T, VEC> (&pack)[PACKS]) {
     MaxSum mine = {LOWEST, 0.f};
@@ -94,6 +110,7 @@ __device__ MaxSum exponentials(float (&v)[PACKS][VEC], const Pack<T, VEC> (&pack
 #pragma unroll
         for (int k = 0; k < VEC; ++k) {
             v[p][k] = float(pack[p].v[k]);
+            // fmaxf drops a NaN, whose exponential then makes the sum NaN.
             mine.m = fmaxf(mine.m, v[p][k]);
         }
 #pragma unroll
@@ -106,20 +123,21 @@ __device__ MaxSum exponentials(float (&v)[PACKS][VEC], const Pack<T, VEC> (&pack
     return mine;
 }
 
-// What the registers hold is read once. Of a LONG row that is the last part; the others are read
-// for m and l, and again, backwards, as the L2 keeps what was read last. x is not __restrict__: a
-// load that may pass a barrier is put behind it, and these are to be under way while a cluster
-// begins.
+// Reads once what the registers hold. Of a LONG row that is the last part; the other parts are read
+// for m and l, and then again, backwards, as the L2 keeps what was read last. x is not
+// __restrict__: the compiler would put a load that may pass a barrier behind it, and these loads
+// are to be under way while the cluster begins.
 template <typename T, int VEC, int PACKS, int THREADS, int ROWS, int CLUSTER, bool LONG>
 __device__ __forceinline__ void softmax(const T* x, T* __restrict__ out, int M, long long N) {
     constexpr int STEP = CLUSTER * THREADS;
     constexpr int PART = STEP * PACKS * VEC;
     const int row = blockIdx.x / CLUSTER * ROWS + threadIdx.y, rank = blockIdx.x % CLUSTER;
-    const int t = rank * THREADS + threadIdx.x;               // of the row's threads
+    const int t = rank * THREADS + threadIdx.x;               // this thread's place in the row
     const long long last = LONG ? (N - 1) / PART * PART : 0;  // where the last part starts
     const int count = row < M ? N - last : 0;  // threads beyond the last row still take part
     x += row * N;
     out += row * N;
+    // The loads below need no other block, so the wait for this comes after them.
     if constexpr (CLUSTER > 1) cluster_barrier_arrive();
 
     Pack<T, VEC> pack[PACKS];
@@ -134,6 +152,7 @@ __device__ __forceinline__ void softmax(const T* x, T* __restrict__ out, int M, 
     const MaxSum held = exponentials(v, pack);
     const MaxSum all = merge_row<THREADS, CLUSTER>(LONG ? merge(mine, held) : held, rank);
 
+    // v has this thread's maximum subtracted: the factor makes that the row's.
     const float scale = __expf(held.m - all.m) / all.l;
 #pragma unroll
     for (int p = 0; p < PACKS; ++p)
@@ -158,7 +177,7 @@ __global__ void __launch_bounds__(THREADS* ROWS)
     softmax<T, VEC, PACKS, THREADS, ROWS, CLUSTER, LONG>(x, out, M, N);
 }
 
-// Apart, as clusters start slower than blocks, even clusters of one.
+// A kernel of its own, as clusters start slower than blocks, even clusters of one.
 template <typename T, int VEC, int PACKS, int THREADS, int ROWS, int CLUSTER, bool LONG>
 __global__ void __launch_bounds__(THREADS* ROWS) __attribute__((cluster_dims(CLUSTER, 1, 1)))
 softmax_online_cluster_kernel(const T* x, T* __restrict__ out, int M, long long N) {

@@ -1,4 +1,4 @@
-"""Day 14: softmax of rows of any length, whose parts are merged by their maxima and sums."""
+"""Day 14: softmax takes rows of any length, whose parts are merged by their maxima and sums."""
 
 import torch
 
@@ -70,4 +70,5 @@ SPEC = KernelSpec(
         "CUDA C++ Programming Guide, thread block clusters and distributed shared memory",
     ),
     scales=SCALES,
+    ladder="softmax",
 )

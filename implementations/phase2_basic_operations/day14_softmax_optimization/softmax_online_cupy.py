@@ -1,4 +1,4 @@
-"""One row a few lanes, a block or a cluster, in their registers; a loop if it is longer still."""
+"""Each row is held in the registers of lanes, a block or a cluster; a longer one is read twice."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from implementations.common.cuda_cpp import CudaSource
 from implementations.common.device import properties
 from implementations.phase2_basic_operations.day14_softmax_optimization.softmax_online import check
 
-BLOCK = 128  # threads a block, unless one row takes more
+BLOCK = 128  # threads of a block, unless one row takes more
 PER_THREAD = 32  # elements a thread holds, at most
-MAX_THREADS = 1024  # of a block
-SHARING = 512  # threads of a block in a cluster: two share a multiprocessor, one loads meanwhile
-MAX_CLUSTER = 8  # blocks
+MAX_THREADS = 1024  # threads of a block, at most
+SHARING = 512  # threads of a block in a cluster: of two on a multiprocessor one loads meanwhile
+MAX_CLUSTER = 8  # blocks of a cluster, at most
 
 SOURCE = CudaSource(Path(__file__).with_name("softmax_online.cu"))
 
@@ -22,7 +22,7 @@ def softmax_online(x):
     M, N = x.shape
     out = torch.empty_like(x)
     if x.numel() > 0:
-        VEC = 16 // x.element_size()
+        VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
         if N % VEC:  # rows do not start at a multiple of 16 bytes
             VEC = 1
         most = MAX_CLUSTER if properties(x.device).clusters() else 1
@@ -35,7 +35,7 @@ def softmax_online(x):
         CLUSTER = min(threads // SHARING, most) if threads > MAX_THREADS else 1
         THREADS = threads // CLUSTER
         PACKS = min(-(-packs // threads), PER_THREAD // VEC)
-        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # warps of one row share memory
+        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory
         grid = (-(-M // ROWS) * CLUSTER,)
         template = dict(T=x.dtype, VEC=VEC, PACKS=PACKS, THREADS=THREADS, ROWS=ROWS)
         template |= dict(CLUSTER=CLUSTER, LONG=LONG)

@@ -1,4 +1,4 @@
-"""One row a few lanes, a block or a cluster, in their registers; a loop if it is longer still."""
+"""Each row is held in the registers of lanes, a block or a cluster; a longer one is read twice."""
 
 from functools import cache
 
@@ -19,19 +19,21 @@ from implementations.instructions.cluster import (
 )
 from implementations.phase2_basic_operations.day14_softmax_optimization.softmax_online import check
 
-BLOCK = 128  # threads a block, unless one row takes more
+BLOCK = 128  # threads of a block, unless one row takes more
 PER_THREAD = 32  # elements a thread holds, at most
-MAX_THREADS = 1024  # of a block
-SHARING = 512  # threads of a block in a cluster: two share a multiprocessor, one loads meanwhile
-MAX_CLUSTER = 8  # blocks
+MAX_THREADS = 1024  # threads of a block, at most
+SHARING = 512  # threads of a block in a cluster: of two on a multiprocessor one loads meanwhile
+MAX_CLUSTER = 8  # blocks of a cluster, at most
 INF = float32(float("inf"))
-# Below every element but -inf, whose exp(x - m) is 0 then: no -inf - -inf where all are.
+# No element but -inf is below it. Where it is the maximum, all elements are -inf and exp(x - m) is
+# 0; with -inf as the maximum, -inf - -inf would be NaN.
 LOWEST = float32(np.finfo(np.float32).min)
 
 
 @cuda.jit(device=True)
 def merge(m_a, l_a, m_b, l_b):
-    """Of two parts of a row their common m, the maximum, and l, the sum of exp(x - m)."""
+    """The common m, the maximum, and l, the sum of exp(x - m), of two parts of a row. The part with
+    the larger maximum keeps its l as it is, so one exponential is enough."""
     m = libdevice.fmaxf(m_a, m_b)
     scale = libdevice.fast_expf(libdevice.fminf(m_a, m_b) - m)
     return m, l_a + l_b * scale if m_a >= m_b else l_b + l_a * scale
@@ -39,6 +41,8 @@ def merge(m_a, l_a, m_b, l_b):
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
 def merge_lanes(LANES):
+    """The function that merges m and l of LANES neighbouring lanes, in each of them."""
+
     @cuda.jit(device=True)
     def lanes(m, l):
         delta = LANES // 2
@@ -54,7 +58,8 @@ def merge_lanes(LANES):
 
 @cache
 def merge_row(THREADS, CLUSTER):
-    """The whole row's m and l, in each of its threads. `rank`: of this block in the cluster."""
+    """The function that merges m and l of the whole row, in each of its threads. `rank`: the place
+    of this block in the cluster."""
     IN_BLOCK = max(THREADS // 32, 1)
     WARPS = CLUSTER * IN_BLOCK
     merge_in_warp, merge_warps = merge_lanes(min(THREADS, 32)), merge_lanes(32)
@@ -67,7 +72,10 @@ def merge_row(THREADS, CLUSTER):
             l_of_warp = cuda.shared.array(WARPS, float32)
             lane, warp = cuda.threadIdx.x % 32, rank * IN_BLOCK + cuda.threadIdx.x // 32
             if CLUSTER > 1:
+                # Shared memory of a block that has not begun may not be written, and that of one
+                # that has ended is gone: one barrier before the stores, and one after them.
                 cluster_barrier_wait()  # the other blocks have begun
+                # each lane takes one block, so that every block has the pairs of all warps
                 if lane < CLUSTER:
                     store_remote(shared_address(m_of_warp, warp), lane, m)
                     store_remote(shared_address(l_of_warp, warp), lane, l)
@@ -77,6 +85,7 @@ def merge_row(THREADS, CLUSTER):
                     m_of_warp[warp] = m
                     l_of_warp[warp] = l
                 cuda.syncthreads()
+            # every warp's pair is there; neighbours read neighbouring words: no bank conflict
             m, l = LOWEST, float32(0)
             for w in range(lane, WARPS, 32):
                 m, l = merge(m, l, m_of_warp[w], l_of_warp[w])
@@ -88,7 +97,8 @@ def merge_row(THREADS, CLUSTER):
 
 @cache
 def load_packs(VEC, PACKS, STEP):
-    """Thread t's packs of the `count` elements from x[start] on as fp32, -inf beyond."""
+    """The function that loads thread t's packs of the `count` elements from x[start] on. Beyond
+    these they are -inf, which changes no maximum and adds nothing to a sum of exponentials."""
 
     @cuda.jit(device=True)
     def packs(v, x, start, t, count):
@@ -108,6 +118,8 @@ def load_packs(VEC, PACKS, STEP):
 
 @cache
 def store_packs(VEC, PACKS, STEP):
+    """The function that stores thread t's packs of the `count` elements from out[start] on."""
+
     @cuda.jit(device=True)
     def packs(v, out, start, t, count):
         for p in range(PACKS):
@@ -123,12 +135,13 @@ def store_packs(VEC, PACKS, STEP):
 
 @cache
 def exponentials(HELD):
-    """v = exp(v - m) for a thread's elements and their own maximum; m and l."""
+    """The function that sets v to exp(v - m), m a thread's own maximum, and returns its m and l."""
 
     @cuda.jit(device=True)
     def thread(v):
         m = LOWEST
         for k in range(HELD):
+            # fmaxf drops a NaN, whose exponential then makes the sum NaN
             m = libdevice.fmaxf(m, v[k])
         l = float32(0)
         for k in range(HELD):
@@ -141,8 +154,8 @@ def exponentials(HELD):
 
 @cache
 def softmax_online_kernel(VEC, PACKS, THREADS, ROWS, CLUSTER, LONG):
-    """What the registers hold is read once. Of a LONG row that is the last part; the others are
-    read for m and l, and again, backwards, as the L2 keeps what was read last."""
+    """The kernel that reads once what the registers hold. Of a LONG row that is the last part; the
+    others are read for m and l, and then again, backwards, as the L2 keeps what was read last."""
     HELD, STEP = PACKS * VEC, CLUSTER * THREADS
     PART = STEP * HELD
     load_part, store_part = load_packs(VEC, PACKS, STEP), store_packs(VEC, PACKS, STEP)
@@ -153,10 +166,11 @@ def softmax_online_kernel(VEC, PACKS, THREADS, ROWS, CLUSTER, LONG):
         cluster_dims(CLUSTER)
         row = cuda.blockIdx.x // CLUSTER * ROWS + cuda.threadIdx.y
         rank = cuda.blockIdx.x % CLUSTER
-        t = rank * THREADS + cuda.threadIdx.x  # of the row's threads
+        t = rank * THREADS + cuda.threadIdx.x  # this thread's place in the row
         last = (N - 1) // PART * PART if LONG else 0  # where the last part starts
         count = N - last if row < M else 0  # threads beyond the last row still take part
         start = int64(row) * N
+        # the loads below need no other block, so the wait for this comes after them
         if CLUSTER > 1:
             cluster_barrier_arrive()
 
@@ -171,6 +185,7 @@ def softmax_online_kernel(VEC, PACKS, THREADS, ROWS, CLUSTER, LONG):
         m_t, l_t = of_thread(v)
         m, l = of_row(*merge(m, l, m_t, l_t), rank)
 
+        # v has this thread's maximum subtracted: the factor makes that the row's
         scale = libdevice.fast_expf(m_t - m) / l
         for k in range(HELD):
             v[k] *= scale
@@ -190,7 +205,7 @@ def softmax_online(x):
     M, N = x.shape
     out = torch.empty_like(x)
     if x.numel() > 0:
-        VEC = 16 // x.element_size()
+        VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
         if N % VEC:  # rows do not start at a multiple of 16 bytes
             VEC = 1
         most = MAX_CLUSTER if properties(x.device).clusters() else 1
@@ -203,7 +218,7 @@ def softmax_online(x):
         CLUSTER = min(threads // SHARING, most) if threads > MAX_THREADS else 1
         THREADS = threads // CLUSTER
         PACKS = min(-(-packs // threads), PER_THREAD // VEC)
-        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # warps of one row share memory
+        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory
         grid = (-(-M // ROWS) * CLUSTER,)
         kernel = softmax_online_kernel(VEC, PACKS, THREADS, ROWS, CLUSTER, LONG)
         launch(kernel, grid, (THREADS, ROWS), x.view(-1), out.view(-1), M, N)

@@ -1,4 +1,4 @@
-"""ROWS rows a program, on chip; a longer row is read twice, by one program or by many in turn."""
+"""Each program holds ROWS rows on chip; a longer row is read twice, by one program or by many."""
 
 import torch
 import triton
@@ -10,17 +10,19 @@ from implementations.phase2_basic_operations.day14_softmax_optimization.softmax_
 TILE = 4096  # elements a program holds, unless one row is longer
 PER_THREAD = 16  # elements a thread holds, unless one row is longer than 32 warps hold so
 MAX_BLOCK_N = 32768  # elements on chip; more would spill, and clusters crash the compiler
-IN_L2 = 65536  # elements a multiprocessor, that the L2 holds for all of them
+IN_L2 = 65536  # elements for each multiprocessor that the L2 holds at once
 SPLIT = 2048  # elements of a tile that has a program of its own, at least
-MAX_TILES = 256  # of such a row, unless its tiles are as long as they may be
+MAX_TILES = 256  # tiles of such a row, unless they are as long as they may be
 
-# Below every element but -inf, whose exp(x - m) is 0 then: no -inf - -inf where all are.
+# No element but -inf is below it. Where it is the maximum, all elements are -inf and exp(x - m) is
+# 0; with -inf as the maximum, -inf - -inf would be NaN.
 LOWEST = tl.constexpr(-3.402823466e38)
 
 
 @triton.jit
 def merge_tile(m, l, x):
-    """The maximum m of a row's elements and l, the sum of exp(x - m), with those of a tile x."""
+    """Take a tile x into m, the maximum of a row's elements so far, and l, their sum of exp(x - m).
+    Shapes: x (BLOCK_N,), m and l scalars."""
     higher = tl.maximum(m, tl.max(x, axis=0))
     return higher, l * tl.exp(m - higher) + tl.sum(tl.exp(x - higher), axis=0)
 
@@ -35,13 +37,14 @@ def softmax_online_kernel(x_ptr, out_ptr, M, N, ROWS: tl.constexpr, BLOCK_N: tl.
 
     x = tl.load(x_ptr + offs, mask=mask, other=-float("inf")).to(tl.float32)
 
+    # -inf beyond N changes no maximum and adds nothing to the sum; a NaN makes the sum NaN
     p = tl.exp(x - tl.max(x, axis=1)[:, None])
     y = p * (1.0 / tl.sum(p, axis=1))[:, None]
 
     tl.store(out_ptr + offs, y, mask=mask)
 
 
-# One launch, as in two over all rows nothing would be left of them in the L2 for the second read.
+# One launch: between two over all rows, the L2 would lose what the second is to read again.
 @triton.jit
 def softmax_online_long_kernel(x_ptr, out_ptr, N, BLOCK_N: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
@@ -51,7 +54,8 @@ def softmax_online_long_kernel(x_ptr, out_ptr, N, BLOCK_N: tl.constexpr):
     last = (N - 1).to(tl.int64) // BLOCK_N * BLOCK_N  # where the last tile starts
     mask = offs_n < N - last
 
-    # evict_last, evict_first: what is read for the second time should still be in the L2
+    # The second read should find the tile in the L2: evict_last keeps what will be read again,
+    # evict_first gives up what will not.
     m = LOWEST
     l = 0.0
     for n in range(0, last, BLOCK_N):
@@ -60,7 +64,7 @@ def softmax_online_long_kernel(x_ptr, out_ptr, N, BLOCK_N: tl.constexpr):
     x = tl.load(x_ptr + last + offs_n, mask=mask, other=-float("inf")).to(tl.float32)
     m, l = merge_tile(m, l, x)
 
-    # the last tile is still on chip; from there backwards, as the L2 keeps what was read last
+    # The last tile is still on chip. Others follow backwards, as the L2 keeps what was read last.
     scale = 1.0 / l
     y = tl.exp(x - m) * scale
     tl.store(out_ptr + last + offs_n, y, mask=mask, eviction_policy="evict_first")
@@ -71,8 +75,8 @@ def softmax_online_long_kernel(x_ptr, out_ptr, N, BLOCK_N: tl.constexpr):
         tl.store(out_ptr + offs, y, eviction_policy="evict_first")
 
 
-# Two launches with a program a tile, for rows that fit the L2 together, or too few for a program
-# each to fill the GPU.
+# Two launches, in which each program has a tile: for rows that fit the L2 together, or that are too
+# few to fill the GPU with a program each. The second begins when all of m and l are stored.
 @triton.jit
 def softmax_online_stats_kernel(x_ptr, m_ptr, l_ptr, N, TILES, BLOCK_N: tl.constexpr):
     pid = tl.program_id(0)
@@ -101,6 +105,7 @@ def softmax_online_scale_kernel(
     m_t = tl.load(m_ptr + row * TILES + offs_t, mask=offs_t < TILES, other=LOWEST)
     l_t = tl.load(l_ptr + row * TILES + offs_t, mask=offs_t < TILES, other=0.0)
 
+    # LOWEST and 0 are neutral: what is beyond TILES changes neither m nor l
     m = tl.max(m_t, axis=0)
     l = tl.sum(l_t * tl.exp(m_t - m), axis=0)
     y = tl.exp(x - m) * (1.0 / l)

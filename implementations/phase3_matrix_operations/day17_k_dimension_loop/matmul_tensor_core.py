@@ -1,4 +1,4 @@
-"""Day 17: the K loop on tensor cores, software-pipelined, summed in fp32."""
+"""Day 17: the K loop runs on tensor cores, software-pipelined, and sums in fp32."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""One block a tile of C, one warp a 64 x 64 part of it; STAGES shared tiles filled by cp.async."""
+"""Each block owns a tile of C, each warp 64 x 64 of it; cp.async fills STAGES shared tiles."""
 
 from functools import cache
 
@@ -21,7 +21,7 @@ from implementations.instructions.mma import ldmatrix_x4, ldmatrix_x4_trans, mma
 from implementations.phase3_matrix_operations.day17_k_dimension_loop.matmul_tensor_core import check
 
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 256, 64
-STAGE_BYTES = (BLOCK_M + BLOCK_N) * BLOCK_K * 2  # of shared memory
+STAGE_BYTES = (BLOCK_M + BLOCK_N) * BLOCK_K * 2  # bytes of shared memory that a stage takes
 MAX_STAGES = 3
 WARP_M, WARP_N = 64, 64
 
@@ -35,16 +35,18 @@ STAGE = A_TILE + B_TILE  # in shared memory: a tile of A, then a tile of B
 
 @cuda.jit(device=True)
 def swizzle(r, c):
-    """Where column c of row r of a tile stands in shared memory: chunks of 16 bytes change places,
-    so that the eight rows an ldmatrix reads lie in different banks."""
+    """Where column c of row r of a tile stands in shared memory. Rows are a multiple of 128 bytes
+    long, so that unswizzled the eight chunks of 16 bytes that an ldmatrix reads from eight rows
+    would lie in the same banks."""
     return c ^ r % 8 * 8
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
 def load_part(ALIGNED, ROWS, COLS):
-    """Copy part `part` of a ROWS x COLS tile from a row-major matrix of `cols` columns to shared
-    memory. `src` and `dst` are this thread's first chunk of 16 bytes: neighbours copy neighbouring
-    chunks, and those of a thread are STEP rows apart. Zeros beyond the rows and columns left."""
+    """The function that copies part `part` of a ROWS x COLS tile from a row-major matrix of `cols`
+    columns to shared memory. `src` and `dst` are this thread's first chunk of 16 bytes: neighbours
+    copy neighbouring chunks, which is coalesced, and those of a thread are STEP rows apart. Beyond
+    the rows and columns left the tile gets zeros, which add nothing to C."""
     STEP = THREADS // (COLS // 8)
     COUNT = ROWS // STEP // PARTS
     assert COUNT * STEP * PARTS == ROWS, "the tile must fall into equal parts"
@@ -111,8 +113,8 @@ def matmul_tensor_core_kernel(dtype, ALIGNED, STAGES):
             cp_async_commit()
             src_a += BLOCK_K
             src_b += int64(BLOCK_K) * N
-        # Of an ldmatrix, lane l gives the address of row l % 16, column 0 or 8. Where those of a
-        # tile are is computed once, for each 16 columns, and moved from stage to stage.
+        # For an ldmatrix, lane l gives the address of row l % 16, column 0 or 8. The addresses are
+        # computed once for each 16 columns of a tile, and then moved from stage to stage.
         frag_row, frag_col = lane % 16, lane // 16 * 8
         at_a, at_b = cuda.local.array(PARTS, int32), cuda.local.array(FRAGMENTS_M, int32)
         for part in range(PARTS):
@@ -121,11 +123,13 @@ def matmul_tensor_core_kernel(dtype, ALIGNED, STAGES):
             at_b[j] = A_TILE + frag_row * BLOCK_N + warp_n + swizzle(frag_row, j * 16 + frag_col)
         rA = cuda.local.array((2, FRAGMENTS_M, 4), int32)  # the fragments in use and the next
         rB = cuda.local.array((2, FRAGMENTS_N, 2), int32)
+        # the wait is for this thread's copies, the barrier for those of all others
         cp_async_wait_stage()
         cuda.syncthreads()  # stage 0 has arrived for all
         for i in range(FRAGMENTS_M):
             load_fragments(rA, rB, 0, shared, at_a, at_b, 0, i)
 
+        # fp32: products of 16 bits are exact, and a sum in 16 bits would stop growing
         rC = cuda.local.array((FRAGMENTS_M, FRAGMENTS_N, 4), float32)
         for i in range(FRAGMENTS_M):
             for j in range(FRAGMENTS_N):
@@ -133,6 +137,8 @@ def matmul_tensor_core_kernel(dtype, ALIGNED, STAGES):
                     rC[i, j, e] = float32(0)
         for step in range(steps):
             ahead = step + STAGES - 1  # whose tiles are being loaded: beyond the last step, zeros
+            # The stage that is filled is that of the step before: the barrier that ended it says
+            # that all warps have left the stage.
             stage, k_left = uint32(ahead) % uint32(STAGES), K - ahead * BLOCK_K
             cols_a, rows_b = int32(k_left - col_a), int32(k_left - row_b)
             to_a, to_b = int32(dst_a + stage * STAGE), int32(dst_b + stage * STAGE)
@@ -140,6 +146,7 @@ def matmul_tensor_core_kernel(dtype, ALIGNED, STAGES):
                 buffer = part % 2
                 load_a(part, shared, to_a, A, src_a, rows_a, cols_a, K)
                 load_b(part, shared, to_b, B, src_b, rows_b, cols_b, N)
+                # the last fragments of this stage are in registers: the next are of the next stage
                 if part == PARTS - 1:
                     cp_async_commit()
                     src_a += BLOCK_K
@@ -162,8 +169,9 @@ def matmul_tensor_core_kernel(dtype, ALIGNED, STAGES):
                         c = mma(a, b, (rC[i, n, 0], rC[i, n, 1], rC[i, n, 2], rC[i, n, 3]))
                         rC[i, n, 0], rC[i, n, 1], rC[i, n, 2], rC[i, n, 3] = c
 
-        # C leaves through shared memory, so that a warp stores whole rows of its part at a time.
+        # C leaves through shared memory, so that a warp stores whole rows of its part, 128 bytes.
         # Of a fragment, lane l holds columns l % 4 * 2 + {0, 1} of rows l // 4 and l // 4 + 8.
+        # Copies of steps beyond the last write zeros to the tiles: they must end before C comes.
         cp_async_wait_all()
         cuda.syncthreads()  # nobody needs the tiles any more
         pairs = cuda.shared.array(0, int32)  # the same memory, two elements a word
@@ -174,6 +182,7 @@ def matmul_tensor_core_kernel(dtype, ALIGNED, STAGES):
                     row, col = i * 16 + h * 8 + lane // 4, j * 8 + lane % 4 * 2
                     at = uint32(sC + row * WARP_N + swizzle(row, col))
                     pairs[at // uint32(2)] = pack(rC[i, j, 2 * h], rC[i, j, 2 * h + 1])
+        # each warp reads what its own lanes have written, so no barrier of the block is needed
         cuda.syncwarp()
         for row in range(lane // 8, WARP_M, 4):
             col = lane % 8 * 8

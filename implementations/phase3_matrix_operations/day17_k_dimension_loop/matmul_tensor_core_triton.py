@@ -1,4 +1,4 @@
-"""One program a tile of C; tl.dot takes the tensor cores, num_stages pipelines the K loop."""
+"""Each program owns a tile of C; tl.dot takes the tensor cores, num_stages pipelines the K loop."""
 
 import torch
 import triton
@@ -24,6 +24,7 @@ def matmul_tensor_core_kernel(
     a_ptrs = a_ptr + (offs_m % M).to(tl.int64)[:, None] * K + offs_k[None, :]
     b_ptrs = b_ptr + offs_k.to(tl.int64)[:, None] * N + (offs_n % N)[None, :]
 
+    # fp32; beyond K both tiles are 0, which adds nothing
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for k in range(0, K, BLOCK_K):
         a = tl.load(a_ptrs, mask=offs_k[None, :] < K - k, other=0.0)  # (BLOCK_M, BLOCK_K)

@@ -7,6 +7,7 @@ environment variable `STUDY_ARCH` says for which of `TARGETS`: an H100 unless it
 import os
 from dataclasses import dataclass
 from importlib import import_module
+from math import prod
 
 from implementations.common import device
 from implementations.common.device import Properties
@@ -39,18 +40,33 @@ TARGET = TARGETS[ARCH]
 class Launch:
     """A kernel compiled for `ARCH` as this launch would run it.
 
-    name: the kernel's. cubin: its machine code. symbol: its name in the cubin. threads: of a block.
-    shared_bytes: dynamic shared memory of a block.
+    name: the kernel's. cubin: its machine code. symbol: its name in the cubin. grid, block: in x, y
+    and z. shared_bytes: dynamic shared memory of a block. arguments: what the kernel is given, as
+    text; of tensors all but the address.
     """
 
     name: str
     cubin: bytes
     symbol: str
-    threads: int
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
     shared_bytes: int
+    arguments: tuple[str, ...]
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return prod(self.block)
 
 
 launches: list[Launch] = []  # of all host functions called so far
+
+
+def record(name: str, code: tuple, grid: tuple, block: tuple, shared_bytes: int, args) -> None:
+    """Add a launch. code: cubin and symbol. args: texts, or numbers, which get their type."""
+    grid, block = (tuple(map(int, (*sides, 1, 1)[:3])) for sides in (grid, block))
+    texts = (a if isinstance(a, str) else f"{type(a).__name__} {a}" for a in args)
+    launches.append(Launch(name, *code, grid, block, shared_bytes, tuple(texts)))
 
 
 def install(stand_in: str | None) -> None:

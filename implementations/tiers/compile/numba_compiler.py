@@ -1,8 +1,8 @@
 """Numba's compiler without a GPU: the dispatcher makes a kernel's cubin, as at a real launch."""
 
-from math import prod
 from types import SimpleNamespace
 
+import torch
 from numba.cuda.cudadrv import devices
 from numba.cuda.dispatcher import _Kernel
 
@@ -28,11 +28,13 @@ def run(kernel, grid: tuple, block: tuple, args: tuple, shared_bytes: int) -> No
 
     The PTX and the cubin are those that the launch would load.
     """
-    compiled = kernel.compile(numba_cuda.signature(args))
-    cubin = compiled.library.get_cubin().code
-    tier.launches.append(
-        tier.Launch(_name(kernel), cubin, compiled.entry_name, prod(block), shared_bytes)
-    )
+    compiled = kernel.compile(numba_cuda.signature(numba_cuda.kinds(args)))
+    code = compiled.library.get_cubin().code, compiled.entry_name
+    texts = [
+        f"{arg.dtype} {tuple(arg.shape)} {arg.stride()}" if isinstance(arg, torch.Tensor) else arg
+        for arg in args
+    ]
+    tier.record(_name(kernel), code, grid, block, shared_bytes, texts)
 
 
 def install() -> None:

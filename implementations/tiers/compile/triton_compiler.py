@@ -55,11 +55,11 @@ def _recording(run):
         limit = tier.TARGET.properties.shared_bytes
         if meta.shared > limit:  # autotune passes such a configuration over
             raise OutOfResources(meta.shared, limit, "shared memory")
-        tier.launches.append(
-            tier.Launch(
-                _name(kernel), kernel.asm["cubin"], kernel.name, meta.num_warps * WARP, meta.shared
-            )
-        )
+        sides = grid(kwargs) if callable(grid) else grid
+        given = [f"*{a.dtype}" if isinstance(a, torch.Tensor) else a for a in args]
+        given += [f"{name}={value}" for name, value in sorted(kwargs.items())]
+        code, threads = (kernel.asm["cubin"], kernel.name), (meta.num_warps * WARP,)
+        tier.record(_name(kernel), code, sides, threads, meta.shared, given)
         return kernel
 
     return compile_only

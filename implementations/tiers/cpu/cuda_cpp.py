@@ -24,7 +24,7 @@ import torch
 
 from implementations.common import cuda_cpp
 from implementations.common.registry import HEADERS
-from implementations.instructions.tensor_map import BYTES, TensorMap
+from implementations.instructions.tensor_map import ALIGNMENT, BYTES, TensorMap
 
 CUDA = Path(__file__).with_name("cuda")
 NO_COMPILER = "no C++ compiler was found: install g++ (or set CXX)"
@@ -54,7 +54,12 @@ def install() -> None:
     """Let launches run here. RuntimeError, saying what to install, without a compiler."""
     if compiler() is None:
         raise RuntimeError(NO_COMPILER)
-    cuda_cpp.run = launch
+    cuda_cpp.run = run
+
+
+def run(kernel, name: str, grid: tuple, block: tuple, args: tuple, shared_bytes: int) -> None:
+    """Run an instantiation as `launch` does; its arguments are as the `.cu` declares them."""
+    launch(kernel.path, name, grid, block, kernel.typed(args), shared_bytes)
 
 
 def launch(
@@ -68,7 +73,7 @@ def launch(
     """
     grid, block = ((*size, 1, 1)[:3] for size in (grid, block))
     args = [_struct(a) if isinstance(a, TensorMap) else a for a in args]
-    args = [a if isinstance(a, torch.Tensor) else np.array(a) for a in args]
+    args = [a if isinstance(a, torch.Tensor) else np.asarray(a) for a in args]
     if sanitizer := os.environ.get("STUDY_SANITIZE"):
         if sanitizer not in SANITIZERS:
             raise ValueError(f"STUDY_SANITIZE must be address or thread, got {sanitizer!r}")
@@ -106,7 +111,10 @@ def _struct(map_: TensorMap) -> np.ndarray:
         *(x.data_ptr(), rank, x.element_size(), map_.swizzle, 0),
         *(*shape, *strides, *box),
     )
-    return np.frombuffer(packed.ljust(BYTES, b"\0"), f"V{BYTES}")[0]
+    memory = np.zeros(BYTES + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    memory[start : start + len(packed)] = np.frombuffer(packed, np.uint8)
+    return memory[start : start + BYTES].view(f"V{BYTES}").reshape(())
 
 
 def _cluster(text: str, name: str) -> int:

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from implementations.common import registry
 from implementations.common.check import dtype_name
-from implementations.common.spec import Agreement, KernelSpec, Work, generator
+from implementations.common.rules import Composite, Contraction, Exact, Reduction, Unary
+from implementations.common.spec import KernelSpec, Work, generator
 from study.agree import verify
-from study.agree.agreement import as_tuple, expected, judge
+from study.agree.agreement import as_tuple, expected, judge, rule_name
 from study.bench.cells import Cell, size_text
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -144,31 +145,35 @@ def softmax(x, y):
 
 
 RULES = {
-    rounded_sum: Agreement("exact"),
-    exponential: Agreement("unary", ulp=2),
-    row_sums: Agreement("reduction", terms="N"),
-    product: Agreement("contraction", terms="N"),
-    softmax: Agreement("composite"),
+    rounded_sum: Exact(),
+    exponential: Unary(ulp=2),
+    row_sums: Reduction("N"),
+    product: Contraction("N"),
+    softmax: Composite(),
 }
 
 
-def problem(reference, dtype, seed, scale=1.0, shape=(3, 17)):
-    """A spec, its size and inputs of normal random numbers times `scale`."""
+def problem(reference, dtype, seed, scale=1.0, shape=(3, 17), **stated):
+    """A spec, its size and inputs of normal random numbers times `scale`.
+
+    stated: what the spec says otherwise than here.
+    """
     size = dict(zip("MN", shape, strict=True))
-    spec = KernelSpec(
-        name=reference.__name__,
-        day=1,
-        title="",
-        reference=reference,
-        make_inputs=lambda *_: (),
-        work=lambda dtype, **size: Work(0, 0),
-        check_sizes=(),
-        bench_sizes=(size,),
-        headline=size,
-        dtypes=(dtype,),
-        agreement=RULES[reference],
-        baselines={},
-    )
+    usual = {
+        "name": reference.__name__,
+        "day": 1,
+        "title": "",
+        "reference": reference,
+        "make_inputs": lambda *_: (),
+        "work": lambda dtype, **size: Work(0, 0),
+        "check_sizes": (),
+        "bench_sizes": (size,),
+        "headline": size,
+        "dtypes": (dtype,),
+        "agreement": RULES.get(reference),
+        "baselines": {},
+    }
+    spec = KernelSpec(**usual | stated)
     g = generator("cpu", seed)
     x, y = ((scale * torch.randn(shape, generator=g)).to(dtype) for _ in range(2))
     return spec, size, (x,) if reference is exponential else (x, y)
@@ -282,8 +287,64 @@ def test_integer_outputs_are_exact():
     assert as_tuple(x) == (x,)
 
 
-def test_unknown_rule_is_named():
-    spec, size, inputs = problem(softmax, torch.float32, seed=0)
-    object.__setattr__(spec, "agreement", Agreement("roughly"))
-    with pytest.raises(ValueError, match="softmax: no agreement rule is called 'roughly'"):
-        judge(spec, size, inputs, inputs[0])
+# Rules, one an output.
+
+
+def copy_and_sums(x, y):
+    return x.clone(), x.sum(-1)
+
+
+EACH = (Exact(), Reduction("N"))
+
+
+@given(seeds)
+def test_each_output_is_judged_by_its_own_rule(seed):
+    spec, size, inputs = problem(copy_and_sums, torch.float32, seed, agreement=EACH)
+    outputs = perfect(spec, size, inputs)
+    wanted = expected(spec, size, inputs)
+    assert [want.bound is None for want in wanted] == [True, False]
+    assert judge(spec, size, inputs, outputs).error == ""
+    for i, want in enumerate(wanted):
+        wrong = (*outputs[:i], move(want, 0), *outputs[i + 1 :])
+        assert judge(spec, size, inputs, wrong).error.startswith(f"output {i}: 1 of")
+    # half of its bound is allowed to a sum, and one bit is too much for a copy
+    near = wanted[1].value + wanted[1].bound / 2
+    assert judge(spec, size, inputs, (outputs[0], near.float())).error == ""
+    bit = (outputs[0].view(torch.int32) ^ 1).view(torch.float32)
+    assert judge(spec, size, inputs, (bit, outputs[1])).error.startswith("output 0: ")
+
+
+def test_rules_of_outputs_are_named_in_their_order():
+    spec, _, _ = problem(copy_and_sums, torch.float32, seed=0, agreement=EACH)
+    assert rule_name(spec) == "exact, reduction"
+
+
+@pytest.mark.parametrize("rules", [EACH[:1], (*EACH, Exact())], ids=len)
+def test_as_many_rules_as_outputs_are_needed(rules):
+    spec, size, inputs = problem(copy_and_sums, torch.float32, seed=0, agreement=rules)
+    with pytest.raises(ValueError, match="copy_and_sums must have a rule for each of 2 outputs"):
+        judge(spec, size, inputs, perfect(spec, size, inputs))
+
+
+def mean_square(x, y):
+    """Of x less its mean, which `reference(|x|)` says nothing about where x has both signs."""
+    return (x - x.mean(-1, keepdim=True)).square().sum(-1)
+
+
+def its_magnitude(x, y):
+    return (x + x.mean(-1, keepdim=True)).square().sum(-1)
+
+
+def test_a_spec_may_say_what_errors_are_measured_by():
+    stated = {"agreement": Reduction("N"), "magnitude": its_magnitude}
+    spec, size, (x, y) = problem(mean_square, torch.float32, seed=0, **stated)
+    x, inputs = x.abs() + 100, (x.abs() + 100, y)
+    (want,) = expected(spec, size, inputs)
+    u = 2.0**-24
+    magnitude = its_magnitude(x.double(), None)
+    bound = 8 * math.sqrt(17) * u * magnitude + u * mean_square(x.double(), None)
+    torch.testing.assert_close(want.bound, bound)
+    y = (want.value + want.bound / 2).float()
+    assert judge(spec, size, inputs, y).error == ""
+    without, _, _ = problem(mean_square, torch.float32, seed=0, agreement=Reduction("N"))
+    assert judge(without, size, inputs, y).error.startswith("output 0: ")

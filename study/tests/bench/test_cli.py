@@ -5,11 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from implementations import DEVICE
 from implementations.common import registry
+
+ROOT = Path(__file__).parents[3]
+KERNEL = registry.kernels()[0]
 
 COMMANDS = (
     "list",
@@ -27,9 +31,10 @@ COMMANDS = (
 )
 
 
-def start(*arguments, **environment):
+def start(*arguments, cwd=None, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", "study", *arguments],
+        cwd=cwd,
         env=os.environ | {"COLUMNS": "120"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -37,9 +42,9 @@ def start(*arguments, **environment):
     )
 
 
-def study(*arguments, **environment):
+def study(*arguments, cwd=None, **environment):
     """(exit code, what was printed)."""
-    child = start(*arguments, **environment)
+    child = start(*arguments, cwd=cwd, **environment)
     said, _ = child.communicate(timeout=120)
     return child.returncode, said
 
@@ -63,11 +68,11 @@ def test_help_teaches(general_help, command):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("verify", "--kernels", "vector_ad"), "no kernel is called 'vector_ad'; the nearest: "),
+        (("verify", "--kernels", "nothing"), "no kernel is called 'nothing'; the nearest: "),
         (("list", "--backends", "cuda"), "no backend is called 'cuda'; the nearest: "),
         (("complexity", "--phase", "7"), "no phase 7; there are "),
         (("compare", "nvidia-h20"), "no machine is called 'nvidia-h20'; the nearest: nvidia-h200"),
-        (("verify", "--kernel", "vector_add"), "No such option: --kernel"),
+        (("verify", "--kernel", KERNEL), "No such option: --kernel"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
 )
@@ -78,7 +83,7 @@ def test_wrong_name_offers_the_nearest(arguments, said):
 
 
 def test_nearest_names():
-    assert "vector_add" in study("verify", "--kernels", "vectoradd")[1]
+    assert KERNEL in study("verify", "--kernels", KERNEL[:-1])[1]
 
 
 def test_list_names_every_kernel_and_backend():
@@ -104,11 +109,35 @@ def test_what_a_machine_lacks_is_one_line(tmp_path, command, environment, said):
 
 
 def test_without_a_compiler_the_others_carry_on(tmp_path):
-    arguments = ("--kernels", "vector_add", "--backends", "cupy,triton", "--data", str(tmp_path))
+    arguments = ("--kernels", KERNEL, "--backends", "cupy,triton", "--data", str(tmp_path))
     code, said = study("verify", *arguments, CXX="no-such-compiler", STUDY_DEVICE="cpu")
     assert code == 1  # it was asked for by name
     assert "cupy cannot run here: no C++ compiler was found: install g++" in said
-    assert said.count("24 of 24") == 1
+    spec = registry.spec(KERNEL)
+    cells = len(spec.dtypes) * len(spec.check_sizes)
+    assert said.count(f"{cells} of {cells}") == 1
+
+
+@pytest.mark.parametrize("command", ["report", "status", "compare"])
+def test_data_of_the_checkout_are_found_from_any_folder(tmp_path, command):
+    _, said = study(command, "--help", cwd=tmp_path, COLUMNS="300")
+    assert f"[default: {ROOT / 'data'}]" in said
+
+
+def test_other_machines_of_the_checkout_are_found_from_any_folder(tmp_path):
+    code, said = study("compare", "no-such-gpu", cwd=tmp_path)
+    known = sorted(path.name for path in (ROOT / "data").iterdir() if path.is_dir())
+    assert code == 2 and any(name in said for name in known)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_without_data_is_refused_in_one_sentence(tmp_path):
+    out = tmp_path / "report"
+    code, said = study("report", "--data", tmp_path / "data", "--out", out, cwd=tmp_path)
+    assert code == 1 and not out.exists()
+    (last,) = [line for line in said.splitlines() if line.startswith("study: ")]
+    assert last.endswith("timings.csv must hold timings, it has none: `study measure` adds them")
+    assert "Traceback" not in said
 
 
 def test_damaged_data_are_named(tmp_path):

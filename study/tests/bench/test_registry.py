@@ -7,6 +7,7 @@ from textwrap import dedent
 import pytest
 
 from implementations.common import registry
+from implementations.common.device import Properties
 from implementations.common.registry import Backend, Unavailable
 from study.agree import verify
 from study.bench import cells
@@ -60,7 +61,8 @@ def test_missing_package_is_named(new_kernel, monkeypatch):
 
 def test_missing_capability_is_named(new_kernel, monkeypatch):
     monkeypatch.setattr(registry, "DEVICE", "cuda")
-    monkeypatch.setattr(registry.device, "capability", lambda: (8, 6))
+    older = Properties((8, 6), multiprocessors=84, shared_bytes=99 * 1024)
+    monkeypatch.setattr(registry.device, "describe", lambda device: older)
     (new_kernel / "double_it_eager.py").write_text(HOST + "\n\nCAPABILITY = (9, 0)\n")
     message = r"double_it in eager: needs compute capability 9.0, this is 8.6"
     with pytest.raises(Unavailable, match=message):

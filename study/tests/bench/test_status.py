@@ -1,45 +1,46 @@
 """What `study status` finds missing or stale."""
 
+from dataclasses import asdict
+
 import pandas as pd
 import pytest
 
 from implementations.common import registry
 from study import status
 from study.bench import store
-from study.bench.cells import select
+from study.bench.cells import AGAIN, SLOWER, TIMED, select
+from study.bench.entries import groups
 from study.bench.fingerprint import fingerprint
-from study.speed.measure import groups
+from study.report.data import COLUMNS, bound_by
 
-SELECTION = select("vector_add", "triton,numba")
+KERNEL, OTHER = bound_by("GB/s")[:2]
+SELECTION = select(KERNEL, "triton,numba")
 NAMES = (*SELECTION.backends, "torch")
 
 
-def rows(cells):
-    return [
-        {
-            "kernel": c.kernel,
-            "backend": c.backend,
-            "dtype": c.dtype,
-            "size": c.size,
-            "source_hash": fingerprint(c.kernel, c.backend),
-        }
+def table(name, cells):
+    """A table of data/ that has a row for each of the cells, and no figures."""
+    rows = [
+        asdict(c) | {"status": "agrees", "source_hash": fingerprint(c.kernel, c.backend)}
         for c in cells
         if c.backend in NAMES
     ]
+    return pd.DataFrame(rows).reindex(columns=COLUMNS[name])
 
 
 @pytest.fixture
 def complete(tmp_path):
     """A data folder that lacks nothing of SELECTION."""
     timed = [cell for group in groups(SELECTION) for cell in group.entries]
-    headline = [c for c in timed if c.sizes == registry.spec("vector_add").headline]
+    derived = [cell for cell in timed if cell.variant not in (AGAIN, SLOWER)]
+    headline = [c for c in derived if not c.variant and c.sizes == registry.spec(KERNEL).headline]
     checked = [*SELECTION.cells("check"), *headline]
-    store.write(tmp_path / "some-gpu" / "timings.csv", pd.DataFrame(rows(timed)))
-    store.write(tmp_path / "some-gpu" / "agreement.csv", pd.DataFrame(rows(checked)))
-    counted = pd.DataFrame(rows(checked)).drop_duplicates("backend").drop(columns=["dtype", "size"])
-    store.write(tmp_path / "complexity.csv", counted)
-    store.write(tmp_path / "codegen.csv", pd.DataFrame(rows(checked)))
-    store.write(tmp_path / "mutants.csv", counted)
+    home = tmp_path / "some-gpu"
+    store.write(home / "samples.parquet", table("samples", timed))
+    store.write(home / "timings.csv", table("timings", derived))
+    store.write(home / "agreement.csv", table("agreement", checked))
+    for name in ("complexity", "codegen", "mutants"):
+        store.write(tmp_path / f"{name}.csv", table(name, checked))
     return tmp_path
 
 
@@ -49,18 +50,28 @@ def test_complete(complete, capsys):
 
 
 def test_only_the_selection_counts(complete):
-    assert not status.run(select("vector_add"), data=complete)
-    assert not status.run(select("vector_add,softmax_fused", "triton,numba"), data=complete)
+    assert not status.run(select(KERNEL), data=complete)
+    assert not status.run(select(f"{KERNEL},{OTHER}", "triton,numba"), data=complete)
 
 
-@pytest.mark.parametrize("name", ["some-gpu/timings.csv", "some-gpu/agreement.csv"])
-def test_missing_cell(complete, name, capsys):
-    table = store.read(complete / name)
-    store.write(complete / name, table[table["backend"] != "numba"])
+@pytest.mark.parametrize("names", [["timings.csv", "samples.parquet"], ["agreement.csv"]])
+def test_missing_cell(complete, names, capsys):
+    for name in names:
+        path = complete / "some-gpu" / name
+        found = store.read(path)
+        store.write(path, found[found["backend"] != "numba"])
     assert not status.run(SELECTION, data=complete)
     said = capsys.readouterr().out.splitlines()
     found = [line for line in said if "numba" in line]
-    assert len(found) == 1 and name in found[0] and "triton" not in "".join(said)
+    assert len(found) == 1 and f"some-gpu/{names[0]}" in found[0] and "triton" not in "".join(said)
+
+
+def test_derived_table_that_was_cut_short_is_named(complete):
+    path = complete / "some-gpu" / "timings.csv"
+    found = store.read(path)
+    store.write(path, found[found["backend"] != "numba"])
+    with pytest.raises(store.DamagedData, match=r"timings\.csv lacks \d+ of \d+ cells of samples"):
+        status.run(SELECTION, data=complete)
 
 
 @pytest.mark.parametrize("name", ["complexity.csv", "codegen.csv", "mutants.csv"])
@@ -77,14 +88,18 @@ def test_stale_machine_code(complete):
 
 
 def test_stale_cell(complete):
-    path = complete / "some-gpu" / "timings.csv"
-    table = store.read(path)
-    table.loc[table["backend"] == "torch", "source_hash"] = "123456789012"
-    store.write(path, table)
+    for name in ("timings.csv", "samples.parquet"):
+        path = complete / "some-gpu" / name
+        found = store.read(path)
+        hashes = found["source_hash"].mask(found["backend"] == "torch", "123456789012")
+        store.write(path, found.assign(source_hash=hashes))
     assert not status.run(SELECTION, data=complete)
     cells = [c for g in groups(SELECTION) for c in g.entries if c.backend == "torch"]
-    assert status.compare(cells, store.read(path)) == (7, 0, 7)
-    assert status.compare(cells, table[table["size"] != "N=1048576"]) == (7, 1, 6)
+    timed = store.read(complete / "some-gpu" / "timings.csv")[[*TIMED, "source_hash"]]
+    assert status.compare(cells, timed) == (len(cells), 0, len(cells))
+    lacking = timed[timed["size"] != cells[0].size]
+    lost = sum(cell.size == cells[0].size for cell in cells)
+    assert lost and status.compare(cells, lacking) == (len(cells), lost, len(cells) - lost)
 
 
 def test_no_machine(tmp_path, capsys):

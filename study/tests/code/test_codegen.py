@@ -296,6 +296,7 @@ KERNELS = {  # name → body, the rules it breaks
     "narrow_store": ("((float*)y)[tid] = a.x + a.y + a.z + a.w; return;", {"keeps_promises"}),
     "narrow_load": ("a.y = a.z = a.w = a.x;", {"keeps_promises"}),
 }
+BROKEN = CUDA.replace("NAME", "a").replace("BODY", "twice(2);")
 NUMBA = """
 import torch
 from numba import cuda
@@ -352,7 +353,7 @@ class Elsewhere(Worker):
 def inspect(new_kernel, tmp_path, monkeypatch):
     """Writes files of double_it; gives what `study inspect` returns for it, and the table of one
     architecture."""
-    monkeypatch.setattr("study.worker.Worker", Elsewhere)
+    monkeypatch.setattr("study.bench.worker.Worker", Elsewhere)
     monkeypatch.setattr(Elsewhere, "folder", str(tmp_path))
     data = tmp_path / "data"
 
@@ -382,7 +383,7 @@ def test_what_cuda_breaks(inspect):
 
 
 def test_what_numba_breaks_beside_a_failure(inspect, capsys):
-    right, found = inspect("cupy", _cupy__py=CUPY + "\n\nNAMES = ['a']\n", __cu="twice(2);")
+    right, found = inspect("cupy", _cupy__py=CUPY + "\n\nNAMES = ['a']\n", __cu=BROKEN)
     assert not right and list(found["sizes"]) == ["N=5 N=1024"]
     assert not compiles(registry.spec("double_it"), found)
     assert "twice" in found["error"][0]
@@ -421,7 +422,8 @@ def test_an_older_multiprocessor_has_less_shared_memory(monkeypatch, arch, block
 
 
 def test_clusters_are_of_the_target(monkeypatch):
-    monkeypatch.setattr(device, "DEVICE", "compile")
+    monkeypatch.setattr(device, "describe", device.describe)
+    offline.install(None)
     for arch, some in (("sm_90a", True), ("sm_80", False)):
         monkeypatch.setattr(offline, "TARGET", offline.TARGETS[arch])
-        assert device.clusters.__wrapped__() == some
+        assert device.properties().clusters() == some

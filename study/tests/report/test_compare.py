@@ -7,19 +7,24 @@ import pytest
 
 from study.bench import store
 from study.bench.cells import UnknownName, select
-from study.report.build import compare
-from study.report.claims import PUBLISHED, TEXT, Data, Estimate, State
-from study.speed import measure, ratios
+from study.bench.entries import reference, work
+from study.report import compare
+from study.report.data import PUBLISHED, Data
+from study.report.estimates import Estimate, State
+from study.report.prose import TEXT
+from study.report.sources import HOME
+from study.speed import ratios
 from study.tests import made_up_data
 
+STREAM, PRODUCT = made_up_data.stream(), made_up_data.product()
 FALSE, NO_DATA, UNDECIDED, HOLDS = State
 CLAIMS = {
-    "matmul_ahead": "ratio('matmul_tensor_core', 'triton', to='cupy') >= 1.05",
-    "matmul_alike": "all_of(ratio('matmul_tensor_core', 'numba', to='cupy') >= 0.9, "
-    "ratio('matmul_tensor_core', 'numba', to='cupy') <= 1.1)",
-    "softmax_at_the_limit": "least(of_limit, 'softmax_fused') >= 0.9",
-    "softmax_behind": "0.9 >= least(of_limit, 'softmax_fused')",
-    "short": "tokens('softmax_fused', 'cupy', to='triton') >= 1",
+    "product_ahead": f"ratio('{PRODUCT}', 'triton', to='cupy') >= 1.05",
+    "product_alike": f"all_of(ratio('{PRODUCT}', 'numba', to='cupy') >= 0.9, "
+    f"ratio('{PRODUCT}', 'numba', to='cupy') <= 1.1)",
+    "stream_at_the_limit": f"least(of_limit, '{STREAM}') >= 0.9",
+    "stream_behind": f"0.9 >= least(of_limit, '{STREAM}')",
+    "short": f"tokens('{STREAM}', 'cupy', to='triton') >= 1",
 }
 
 
@@ -41,9 +46,7 @@ def text(tmp_path):
     """A folder with a text that makes the CLAIMS."""
     path = tmp_path / "text"
     path.mkdir()
-    claims = (
-        f'{{% call claim("{n}", "{test}") %}}So.{{% endcall %}}' for n, test in CLAIMS.items()
-    )
+    claims = (made_up_data.claim(*claim) for claim in CLAIMS.items())
     (path / "some_text.md").write_text("\n".join(claims))
     return path
 
@@ -58,7 +61,7 @@ def add(data, change):
 
 def slow_triton(samples):
     """Half the speed of Triton in two kernels."""
-    slow = samples.kernel.isin(["matmul_tensor_core", "softmax_fused"])
+    slow = samples.kernel.isin([PRODUCT, STREAM])
     slow &= samples.backend == "triton"
     return samples.assign(device_us=samples.device_us.where(~slow, 2 * samples.device_us))
 
@@ -97,10 +100,10 @@ def test_slower_backend_reverses_what_rests_on_it(data, text):
     rows, on_sources = compare.conclusions(*loaded(data), text)
     assert on_sources == ["short (holds)"]
     assert verdicts(rows) == {
-        "matmul ahead": "reversed",
-        "matmul alike": "holds",
-        "softmax at the limit": "reversed",
-        "softmax behind": "reversed",
+        "product ahead": "reversed",
+        "product alike": "holds",
+        "stream at the limit": "reversed",
+        "stream behind": "reversed",
     }
     assert [row["conclusion"] for row in rows if not row["verdict"]] == [
         "· >= 1.05",
@@ -110,7 +113,7 @@ def test_slower_backend_reverses_what_rests_on_it(data, text):
     ]
     here = [row["some-gpu"] for row in rows if not row["verdict"]]
     assert here[0].value == pytest.approx(rows[1]["published"].value / 2, rel=0.01)
-    for kernel, said in (("matmul_tensor_core", "reversed"), ("softmax_fused", "changed")):
+    for kernel, said in ((PRODUCT, "reversed"), (STREAM, "changed")):
         assert verdicts(compare.orderings(select(kernel), *loaded(data))) == {
             "Triton / Numba": said,
             "Triton / CUDA C++": said,
@@ -124,10 +127,10 @@ def test_differences_are_what_does_not_hold(data, text):
     found = compare.differences(*loaded(data), text)
     assert found["conclusions"] == "reversed 3, holds 1"
     shown = [row["conclusion"] for row in found["reversed"]]
-    assert shown[:3] == ["matmul ahead", "· >= 1.05", "softmax at the limit"]
+    assert shown[:3] == ["product ahead", "· >= 1.05", "stream at the limit"]
     shown = [row["ratio of speeds"] for row in found["reordered"]]
     slower = ["· Triton / Numba", "· Triton / CUDA C++"]
-    assert shown == ["softmax_fused", *slower, "matmul_tensor_core", *slower]
+    assert shown == [STREAM, *slower, PRODUCT, *slower]
 
 
 def reverses_nothing(data):
@@ -150,11 +153,11 @@ def test_half_of_the_rounds_reverse_nothing(data):
 def test_half_of_the_published_rounds_reverse_nothing(tmp_path):
     """The same of what was measured. To see it: write such a folder into data/, as here, and run
     `study compare some-gpu`."""
-    data = shutil.copytree(TEXT.parents[1] / "data", tmp_path / "data")
+    data = shutil.copytree(HOME / "data", tmp_path / "data")
     shutil.copytree(data / PUBLISHED, data / "some-gpu")
     samples = half(store.read(data / PUBLISHED / "samples.parquet"))
     checks = store.read(data / PUBLISHED / "crosschecks.csv")
-    table = ratios.derive(samples, checks, measure.work, measure.reference)
+    table = ratios.derive(samples, checks, work, reference)
     store.write(data / "some-gpu" / "samples.parquet", samples)
     store.write(data / "some-gpu" / "timings.csv", table)
     reverses_nothing(data)
@@ -201,24 +204,21 @@ def test_verdict_on_an_ordering(published, here, said):
 def test_printed_and_written(data, text, tmp_path, capsys):
     add(data, slow_triton)
     out = tmp_path / "compare.md"
-    compare.run(select("matmul_tensor_core"), None, data=data, out=out, text=text)
+    compare.run(select(PRODUCT), None, data=data, out=out, text=text)
     for said in (capsys.readouterr().out, out.read_text()):
-        assert "matmul ahead" in said and "Triton / CUDA C++" in said
+        assert "product ahead" in said and "Triton / CUDA C++" in said
         assert "conclusions: reversed 3, holds 1" in said
         assert "orderings: reversed 2, holds 1" in said
         assert "the same on any machine, from the sources alone: short (holds)" in said
-        assert "fill" not in said and "stale" not in said
+        assert STREAM not in said and "stale:" not in said and "stale, not" not in said
 
 
 def test_stale_rows_are_named_and_not_counted(data, text, capsys):
     shutil.copytree(data / PUBLISHED, data / "some-gpu")
-    path = data / "some-gpu" / "timings.csv"
-    table = store.read(path)
-    old = (table.kernel == "softmax_fused") & (table.backend == "numba")
-    store.write(path, table.assign(source_hash=table.source_hash.mask(old, "123456789012")))
-    compare.run(select("softmax_fused"), "some-gpu", data=data, text=text)
+    made_up_data.age(data / "some-gpu", STREAM, "numba")
+    compare.run(select(STREAM), "some-gpu", data=data, text=text)
     said = capsys.readouterr().out
-    assert "stale, not counted: timings.csv: softmax_fused-numba (some-gpu)" in said
+    assert f"stale, not counted: timings.csv: {STREAM}-numba (some-gpu)" in said
     assert "conclusions: holds 2, no data 2" in said
     assert "orderings: no data 2, holds 1" in said
 

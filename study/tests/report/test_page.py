@@ -12,7 +12,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from implementations.common import registry
-from study.report.build import build as report
+from study.report import build
+from study.report.sources import files as files_of
 from study.tests import made_up_data
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -59,7 +60,7 @@ def url(tmp_path_factory):
     """The page on made-up data."""
     folder = tmp_path_factory.mktemp("page")
     made_up_data.write(folder / "data")
-    report.run(folder / "data", folder)
+    build.run(folder / "data", folder, made_up_data.text(folder / "text"))
     return (folder / "index.html").as_uri()
 
 
@@ -115,7 +116,7 @@ def assert_compares(driver, kernel):
         codes = [
             code.get_property("textContent") for code in pane.find_elements("css selector", "pre")
         ]
-        files = report._files(kernel, backend)
+        files = files_of(kernel, backend)
         assert [file.text for file in pane.find_elements("css selector", ".file")][:1] == [
             files[0].name
         ]
@@ -155,7 +156,7 @@ def wheel(driver, pane, pixels):
 
 
 def test_panes_scroll_together_unless_told_not_to(browser):
-    driver = browser("#compare=matmul_tensor_core")
+    driver = browser(f"#compare={made_up_data.product()}")
     wait, panes = WebDriverWait(driver, 5, 0.05), find(driver, SCROLLS)
     for at, pane in enumerate(panes):
         before = shares(driver)[at]
@@ -172,7 +173,7 @@ def test_panes_scroll_together_unless_told_not_to(browser):
 
 
 def test_keys_scroll_together(browser):
-    driver = browser("#compare=softmax_fused")
+    driver = browser(f"#compare={KERNELS[0]}")
     find(driver, SCROLLS)[1].send_keys(Keys.END)
     WebDriverWait(driver, 5).until(lambda d: min(shares(d)) > 0.99)
 

@@ -1,6 +1,5 @@
 """The report that is built: complete, the same each time, and never silently out of date."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -10,22 +9,23 @@ from html.parser import HTMLParser
 
 import pytest
 import typst
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from markdown_it import MarkdownIt
 
 from implementations.common import registry
 from study.bench import store
-from study.report.build import build as report
-from study.report.build import compare, figures
-from study.report.claims import TEXT, Data, Prose, State
-from study.report.markdown import markdown_table
+from study.report import build, compare, figures, page, pdf
+from study.report.data import PUBLISHED, Data
+from study.report.document import BEGIN, END, document
+from study.report.estimates import State
+from study.report.prose import REPORT, Prose
+from study.report.sources import HOME
 from study.tests import made_up_data
 
-README = f"# Title\n\nBefore.\n\n{report.BEGIN}\nold\n{report.END}\n\nAfter.\n"
-COMMITTED = report.ROOT / "report" / "report.md"
+README = f"# Title\n\nBefore.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n"
+COMMITTED = REPORT / "report.md"
 CLAIM = re.compile(r"^\| [\w ]+ \| ([\w ]+) \| `(.+)` \|$", re.MULTILINE)  # a row of the claims
-MD = MarkdownIt("commonmark").enable("table")
+STREAM = made_up_data.stream()
+# What the report is built by may be read without a GPU, a compiler, or what times and runs kernels.
+HEAVY = ("study.speed.measure", "study.speed.timing", "numba", "cupy", "triton")
 
 
 @pytest.fixture(scope="module")
@@ -37,46 +37,110 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def built(folder, tmp_path_factory):
-    """The folder of the report on made-up data, a README beside it."""
+def text(tmp_path_factory):
+    return made_up_data.text(tmp_path_factory.mktemp("texts") / "text")
+
+
+@pytest.fixture(scope="module")
+def built(folder, text, tmp_path_factory):
+    """The folder of the report on made-up data, as if it were the checkout's: with a README."""
     out = tmp_path_factory.mktemp("built") / "report"
     out.mkdir()
     (out.parent / "README.md").write_text(README)
-    assert report.run(folder, out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "REPORT", out)
+        patch.setattr(build, "README", out.parent / "README.md")
+        assert build.run(folder, out, text)
     return out
 
 
 @pytest.fixture
 def no_pdf(monkeypatch):
-    monkeypatch.setattr(report, "pdf", lambda markdown, out: None)
-
-
-def document(data):
-    return report.document(data, Prose(data))
+    monkeypatch.setattr(pdf, "write", lambda markdown, out: None)
 
 
 # What is built -----------------------------------------------------------------------------------
 
 
-def test_built_again_it_is_the_same_to_the_byte(folder, built, tmp_path):
+def test_built_again_it_is_the_same_to_the_byte(folder, text, built, tmp_path):
     out = tmp_path / "report"
-    out.mkdir()
-    command = [sys.executable, "-m", "study", "report", "--data", folder, "--out", out]
-    subprocess.run(command, cwd=report.ROOT, check=True, capture_output=True)
+    paths = ", ".join(f"Path({str(path)!r})" for path in (folder, out, text))
+    code = "from pathlib import Path; from study.report import build; "
+    subprocess.run(
+        [sys.executable, "-c", f"{code}assert build.run({paths})"], check=True, capture_output=True
+    )
     files = [p.relative_to(built) for p in built.rglob("*") if p.is_file()]
     assert {"report.md", "index.html", "report.pdf"} < {str(f) for f in files}
     warm = sum(registry.spec(kernel).warm for kernel in registry.kernels())
-    assert len(list(built.glob("figures/*.svg"))) == 4 + len(registry.kernels()) + warm
+    ladders = {registry.spec(kernel).ladder for kernel in registry.kernels()} - {""}
+    others = 3 + len(ladders) + warm
+    assert len(list(built.glob("figures/*.svg"))) == others + len(registry.kernels())
     for file in files:
         assert (out / file).read_bytes() == (built / file).read_bytes(), file
 
 
-def test_without_data_it_is_built_and_says_so(tmp_path, capsys):
-    assert report.run(tmp_path / "data", tmp_path)
-    text = (tmp_path / "report.md").read_text()
+def test_shuffled_rows_change_nothing(folder, text, built, tmp_path):
+    data = shutil.copytree(folder, tmp_path / "data")
+    for path in (data / PUBLISHED / "agreement.csv", data / PUBLISHED / "timings.csv"):
+        store.write(path, store.read(path).sample(frac=1, random_state=0))
+    found = Data.load(data)
+    assert document(found, Prose(found), text) == (built / "report.md").read_text()
+    for name, figure in (
+        ("error_over_bound", figures.error_over_bound(found)),
+        (f"time_by_size_{STREAM}", figures.time_by_size(found, STREAM)),
+    ):
+        figures.save(figure, tmp_path / f"{name}.svg")
+        assert (tmp_path / f"{name}.svg").read_bytes() == (
+            built / "figures" / f"{name}.svg"
+        ).read_bytes()
+
+
+def test_document_without_data_says_so(tmp_path):
+    data = Data.load(tmp_path)
+    prose = Prose(data)
+    text = document(data, prose)
     assert "not measured" in text and not re.search(r"\bnan\b", text)
-    assert "no data" in capsys.readouterr().out
     assert {state for state, _ in CLAIM.findall(text)} == {State.NO_DATA.value}
+
+
+@pytest.mark.parametrize("content", ["missing", "empty", "not timed", "another machine"])
+def test_folder_without_data_is_refused_and_nothing_is_overwritten(folder, tmp_path, content):
+    data, out = tmp_path / "data", tmp_path / "report"
+    out.mkdir()
+    (out / "report.md").write_text("as it was")
+    if content == "empty":
+        data.mkdir()
+    elif content == "not timed":
+        (data / PUBLISHED).mkdir(parents=True)
+        shutil.copy(folder / PUBLISHED / "agreement.csv", data / PUBLISHED)
+    elif content == "another machine":
+        shutil.copytree(folder / PUBLISHED, data / "some-gpu")
+    with pytest.raises(RuntimeError, match=rf"{PUBLISHED}/timings\.csv must hold timings, it has"):
+        build.run(data, out)
+    assert [path.name for path in out.iterdir()] == ["report.md"]
+    assert (out / "report.md").read_text() == "as it was"
+
+
+def test_wrong_text_leaves_the_report_as_it_was(folder, text, tmp_path):
+    out = tmp_path / "report"
+    shutil.copytree(text, tmp_path / "text")
+    (tmp_path / "text" / "answer.md").write_text("{{ spead }}")
+    with pytest.raises(RuntimeError, match=r"answer\.md: 'spead' is undefined"):
+        build.run(folder, out, tmp_path / "text")
+    assert not out.exists()
+
+
+def test_the_report_is_built_without_what_measures():
+    code = "import sys, study.report.build, study.report.page, study.report.pdf; "
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print(*sys.modules)"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    loaded = set(done.stdout.split())
+    assert "study.report.figures" in loaded and "study.speed.ratios" in loaded
+    assert loaded.isdisjoint(HEAVY)
 
 
 def test_claims_are_listed_in_the_order_of_the_text(built):
@@ -103,83 +167,83 @@ def test_links_lead_somewhere(built):
 
 def test_failed_cells_show_their_error(tmp_path):
     error = "RuntimeError: <urlopen>|\n# not `a` heading"
-    made_up_data.write(tmp_path, {("vector_add", "numba"): error})
-    text = document(Data.load(tmp_path))
+    made_up_data.write(tmp_path, {(STREAM, "numba"): error})
+    data = Data.load(tmp_path)
+    text = document(data, Prose(data))
     assert not re.search(r"\bnan\b", text)
     assert "RuntimeError: \\<urlopen>\\| # not" in text
-    assert re.search(
-        r"^\| 8 \| `vector_add` \| \S+ % .* \| \S+ % .* \| failed \|", text, re.MULTILINE
-    )
-    typst.compile((report.PAGE / "report.typ").read_bytes() + _without_figures(text).encode())
+    day = registry.spec(STREAM).day
+    row = rf"^\| {day} \| `{STREAM}` \| \S+ % .* \| \S+ % .* \| failed \|"
+    assert re.search(row, text, re.MULTILINE)
+    typst.compile((pdf.PREAMBLE.read_text() + _without_figures(text)).encode())
 
 
 def _without_figures(markdown):
-    return report.typst_markup(re.sub(r"!\[.*", "", markdown))
+    return pdf.typst_markup(re.sub(r"!\[.*", "", markdown))
 
 
-def test_another_machine_has_a_section(folder, tmp_path):
+def test_another_machine_has_a_section(folder, text, tmp_path):
     data = Data.load(folder)
-    text = shutil.copytree(TEXT, tmp_path / "text")
+    text = shutil.copytree(text, tmp_path / "text")
     (text / "machines" / "some-gpu.md").write_text(
-        "{% call claim('here_too', \"tokens('vector_add', 'cupy') >= 1\") %}"
-        "On {{ machine }}.{% endcall %}"
+        made_up_data.claim("here_too", f"tokens('{STREAM}', 'cupy') >= 1", "On {{ machine }}.")
     )
     other = replace(data, machine="some-gpu", environment={"gpu": {"name": "Some GPU"}})
-    assert "On other GPUs" not in report.document(data, Prose(data), text)
+    assert "On other GPUs" not in document(data, Prose(data), text)
     prose = Prose(data)
-    said = report.document(data, prose, text, [other])
+    said = document(data, prose, text, [other])
     section = said.partition("## On other GPUs")[2].partition("## Threats")[0]
     assert "### Some GPU\n\nOn some-gpu." in section and "reversed" not in section.split("###")[1]
     assert prose.claims["here_too"].state is State.HOLDS and "| here too |" in said
 
 
-def test_new_kernel_and_backend_need_no_edit(new_kernel, tmp_path):
+def test_new_kernel_and_backend_need_no_edit(new_kernel, text, tmp_path):
     (new_kernel / "double_it_eager.py").write_text("def double_it(x):\n    return x + x\n")
+    spec = (new_kernel / "double_it.py").read_text()
+    (new_kernel / "double_it.py").write_text(
+        spec.replace("    baselines={},", '    baselines={},\n    ladder="doublings",')
+    )
     data = Data.load(tmp_path)
-    text = document(data)
+    text = document(data, Prose(data), text)
     assert "## Day 99: Doubling" in text and "PyTorch" in text
     for name, figure in figures.every(data).items():
         figures.save(figure, tmp_path / f"{name}.svg")
-    page = report.page(data, text, tmp_path)
-    assert 'id="sources-double_it"' in page and "<option>double_it</option>" in page
-    assert "--eager: #" in page
+    assert "double_it" in (tmp_path / "ladder_doublings.svg").read_text()
+    built = page.page(data, text, tmp_path)
+    assert 'id="sources-double_it"' in built and "<option>double_it</option>" in built
+    assert "--eager: #" in built
 
 
 # What it must not hide ---------------------------------------------------------------------------
 
 
-def test_false_claim_fails_the_build(folder, tmp_path, no_pdf, capsys):
-    shutil.copytree(TEXT, tmp_path / "text")
+def test_false_claim_fails_the_build(folder, text, tmp_path, no_pdf, capsys):
+    shutil.copytree(text, tmp_path / "text")
+    test = f"tokens('{STREAM}', 'triton') >= 1e6"
     with (tmp_path / "text" / "answer.md").open("a") as file:
-        file.write(
-            "\n\n{% call claim('too_much', \"tokens('vector_add', 'triton') >= 1e6\") %}\n"
-            "Triton is long.\n{% endcall %}\n"
-        )
-    assert not report.run(folder, tmp_path, tmp_path / "text")
+        file.write("\n\n" + made_up_data.claim("too_much", test, "Triton is long."))
+    assert not build.run(folder, tmp_path, tmp_path / "text")
     assert re.search("too_much.*does not hold.*answer.md", capsys.readouterr().out)
     said = "Triton is long.\N{NO-BREAK SPACE}[✗ does not hold](#claims"
     assert said in (tmp_path / "report.md").read_text()
 
 
-def test_stale_rows_fail_the_build_and_are_named(tmp_path, no_pdf, capsys):
-    home = made_up_data.write(tmp_path)
-    timings = store.read(home / "timings.csv")
-    old = (timings.kernel == "softmax_fused") & (timings.backend == "cupy")
-    timings.loc[old, "source_hash"] = "123456789012"
-    store.write(home / "timings.csv", timings)
-    assert not report.run(tmp_path, tmp_path)
-    assert "stale: timings.csv: softmax_fused-cupy" in capsys.readouterr().out
-    first_screen = (tmp_path / "report.md").read_text().partition(report.END)[0]
-    assert re.search(r"\*\*Stale:\*\* .*: timings\.csv: softmax_fused-cupy\.\n", first_screen)
+def test_stale_rows_fail_the_build_and_are_named(folder, text, tmp_path, no_pdf, capsys):
+    data = shutil.copytree(folder, tmp_path / "data")
+    made_up_data.age(data / PUBLISHED, STREAM, "cupy")
+    assert not build.run(data, tmp_path, text)
+    assert f"stale: timings.csv: {STREAM}-cupy" in capsys.readouterr().out
+    first_screen = (tmp_path / "report.md").read_text().partition(END)[0]
+    assert re.search(rf"\*\*Stale:\*\* .*: timings\.csv: {STREAM}-cupy\.\n", first_screen)
 
 
 @pytest.mark.skipif(not COMMITTED.exists(), reason="no report/report.md is committed yet")
 def test_committed_report_is_that_of_the_committed_data():
-    folder = report.ROOT / "data"
+    folder = HOME / "data"
     data = Data.load(folder)
     assert data.stale == []
     others = [Data.load(folder, machine) for machine in compare.others(folder)]
-    assert COMMITTED.read_text() == report.document(data, Prose(data), others=others)
+    assert COMMITTED.read_text() == document(data, Prose(data), others=others)
 
 
 def test_readme_is_replaced_between_its_markers_only(built):
@@ -187,94 +251,28 @@ def test_readme_is_replaced_between_its_markers_only(built):
     first, second = README.split("old")
     assert text.startswith(first) and text.endswith(second)
     assert "](report/figures/speed_against_complexity.svg)" in text
-    assert "](report/report.md#claims " in text and "| `vector_add` |" in text
-    markdown = (built / "report.md").read_text()
-    report._readme(built, markdown)
+    assert "](report/report.md#claims " in text and f"| `{STREAM}` |" in text
+    build.readme(built.parent / "README.md", (built / "report.md").read_text())
     assert (built.parent / "README.md").read_text() == text
 
 
-@pytest.mark.parametrize("text", ["# No marker\n", f"{report.END}\n"])
+def test_readme_of_another_folder_is_left_alone(folder, text, tmp_path, no_pdf):
+    (tmp_path / "README.md").write_text(README)
+    assert build.run(folder, tmp_path / "report", text)
+    assert (tmp_path / "README.md").read_text() == README
+
+
+@pytest.mark.parametrize("text", ["# No marker\n", f"{END}\n"])
 def test_readme_without_markers_is_left_alone(tmp_path, text):
     (tmp_path / "README.md").write_text(text)
-    report._readme(tmp_path / "report", f"{report.BEGIN}new{report.END}")
+    build.readme(tmp_path / "README.md", f"{BEGIN}new{END}")
     assert (tmp_path / "README.md").read_text() == text
 
 
 def test_readme_with_half_a_marker_is_refused(tmp_path):
-    (tmp_path / "README.md").write_text(f"{report.END}\n{report.BEGIN}\nall that is below\n")
+    (tmp_path / "README.md").write_text(f"{END}\n{BEGIN}\nall that is below\n")
     with pytest.raises(RuntimeError, match=r"README\.md must have .* below"):
-        report._readme(tmp_path / "report", f"{report.BEGIN}new{report.END}")
-
-
-# Tables and typst --------------------------------------------------------------------------------
-
-
-def test_markdown_table():
-    rows = [
-        {"name": "a", "µs": "1.5", "Δ": "-2 %", "of": "not measured", "n": 3, "said": "equal"},
-        {"name": "b|c", "µs": "", "Δ": "2 (1–3)", "of": "failed", "n": 4, "said": "2 × torch"},
-    ]
-    assert markdown_table(rows) == (
-        "| name | µs | Δ | of | n | said |\n"
-        "| --- | ---: | ---: | ---: | ---: | --- |\n"
-        "| a | 1.5 | -2 % | not measured | 3 | equal |\n"
-        "| b\\|c |  | 2 (1–3) | failed | 4 | 2 × torch |"
-    )
-    assert markdown_table([]) == "not measured"
-
-
-@given(st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=3))
-def test_no_text_breaks_out_of_its_cell(cells):
-    table = markdown_table([{"a": a, "b": b} for a, b in cells])
-    tokens = MD.parse(table + "\n\nafter")
-    kinds = [token.type for token in tokens]
-    assert (kinds.count("table_open"), kinds.count("td_open")) == (1, 2 * len(cells))
-    assert tokens[-2].content == "after" and "html_block" not in kinds
-    assert not any(t.type == "html_inline" for token in tokens for t in token.children or ())
-
-
-def _words(markdown):
-    """The text of a Markdown document, as markdown-it sees it."""
-    leaves = [leaf for token in MD.parse(markdown) for leaf in token.children or (token,)]
-    return "".join(leaf.content for leaf in leaves)
-
-
-def _content(node):
-    """The text of typst's content tree."""
-    if isinstance(node, list):
-        return "".join(map(_content, node))
-    if not isinstance(node, dict):
-        return ""
-    return node.get("text") or _content([node.get(at) for at in ("children", "body", "child")])
-
-
-def _same_words(markdown):
-    if re.search(r"!\[|^\s*<!--", markdown):  # images are files, comments vanish
-        return
-    try:
-        markup = report.typst_markup(markdown)
-    except RuntimeError as error:
-        assert "holds HTML" in str(error)
-        return
-    source = (report.PAGE / "report.typ").read_text() + f"#metadata[{markup}\n]<all>\n"
-    found = json.loads(typst.query(source.encode(), "<all>", field="value", one=True))
-    assert "".join(_content(found).split()) == "".join(_words(markdown).split())
-
-
-SPECIAL = st.text("\\#$*_<>@[]`~=+/\"'-.,:;(){}|^& \n1a", min_size=1)
-
-
-@settings(deadline=None)  # the first one loads typst's fonts
-@given(st.text() | SPECIAL)
-def test_any_text_becomes_typst_that_says_the_same(text):
-    _same_words(text)
-
-
-@settings(deadline=None)  # the first one loads typst's fonts
-@given(SPECIAL, SPECIAL)
-def test_any_text_may_follow_code_and_emphasis(before, after):
-    for markdown in (f"{before}`a`{after}", f"*a*{after}", f"[a](https://b.org){after}"):
-        _same_words(markdown.replace("\n", " "))
+        build.readme(tmp_path / "README.md", f"{BEGIN}new{END}")
 
 
 # Figures -----------------------------------------------------------------------------------------

@@ -12,11 +12,12 @@ import torch
 
 from implementations.common import registry
 from study.bench import store
-from study.bench.cells import Cell, select
-from study.report.claims import Data, Prose, State, headline
+from study.bench.cells import KEY, Cell, select
+from study.report.data import Data, headline
+from study.report.estimates import State
+from study.report.prose import Prose
 from study.speed import counters
 from study.speed.counters import METRICS, UNAVAILABLE
-from study.speed.ratios import KEY
 
 LAUNCH = (
     '"{id}","4242","python3.12","127.0.0.1","{kernel}","1","7","(256, 1, 1)","(8, 1, 1)","0","9.0"'
@@ -263,7 +264,7 @@ def test_child_calls_twice_and_has_the_second_profiled(tmp_path, monkeypatch):
 
         return call
 
-    monkeypatch.setattr(counters.measure, "function", function)
+    monkeypatch.setattr(counters.entries, "function", function)
     names = ("triton", "absent", "large", "wrong", "numba")
     of = [("vector_add", name, "float32", "N=5") for name in names]
     counters.main(str(tmp_path / "report"), json.dumps(of))

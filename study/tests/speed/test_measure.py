@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from implementations.common import registry
-from study.bench import store, worker
-from study.bench.cells import select
+from study.bench import entries, store, worker
+from study.bench.cells import TIMED, select, size_text
+from study.bench.entries import groups, reference, work
 from study.bench.worker import WorkerFailed
-from study.speed import measure
-from study.speed.measure import Record
+from study.speed import measure, ratios, record, rounds
+from study.speed.record import Record
 
 SELECTION = select("vector_add", "triton,numba")
 ROUNDS = 4
@@ -26,8 +27,9 @@ GROUPS = 2
 def time_group(group, process, rounds):
     """Stands for the GPU: every entry takes 100 µs, the empty kernel 1."""
     rows = [
-        measure._failure(entry, "")
-        | {"round": i, "device_us": 1.0 if entry.kernel == "_floor" else 100.0, "calls": 10}
+        record.sample(
+            entry, round=i, device_us=1.0 if entry.kernel == "_floor" else 100.0, calls=10
+        )
         for i in range(rounds)
         for entry in group.entries
     ]
@@ -36,7 +38,7 @@ def time_group(group, process, rounds):
 
 def check_group(group):
     times = {"graph_us": 100.0, "cupti_us": 99.0, "event_us": 101.0}
-    return [measure._check(entry, times) for entry in group.entries], {}
+    return [record.check(entry, times) for entry in group.entries], {}
 
 
 def crash_on_numba(group, process, rounds):
@@ -87,15 +89,12 @@ def no_gpu(monkeypatch):
     monkeypatch.setattr(measure, "check_group", check_group)
 
 
-COMPILE = measure.compile_groups  # itself
-
-
 def run(folder, selection=SELECTION, processes=3, rounds=ROUNDS, fresh=False):
     """Measure; the groups and processes that were timed, and the timings."""
     calls.clear()
-    with Record(folder) as record:
-        tasks = measure.plan(record, selection, processes, rounds, fresh)
-        measure.measure(record, tasks, rounds)
+    with Record(folder) as kept:
+        tasks = measure.plan(kept, selection, processes, rounds, fresh)
+        measure.measure(kept, tasks, rounds)
     timed = [(str(group), process) for name, group, process, _ in timed_calls()]
     return timed, store.read(folder / "timings.csv")
 
@@ -109,7 +108,7 @@ def test_every_group_is_timed_in_every_process_and_checked_once(tmp_path):
     assert len(timed) == len(set(timed)) == 3 * GROUPS
     assert sum(name == "check_group" for name, *_ in calls) == GROUPS
     samples = store.read(tmp_path / "samples.parquet")
-    assert (samples.groupby([*measure.KEY, "cell"]).size() == 3 * ROUNDS).all()
+    assert (samples.groupby([*TIMED, "cell"]).size() == 3 * ROUNDS).all()
     ours = timings[timings["kernel"] == "vector_add"]
     assert set(ours["backend"]) == {"triton", "numba", "torch"}
     assert len(ours) == 3 * GROUPS and set(ours["cupti_us"]) == {99}
@@ -117,16 +116,75 @@ def test_every_group_is_timed_in_every_process_and_checked_once(tmp_path):
     assert set(limits["backend"]) == {"copy", "read", "write", "empty"}
     checks = store.read(tmp_path / "protocol.csv").set_index("check")
     assert list(checks["cells"]) == [1, 1]  # of the headline
+    planted = samples[samples["variant"] != ""][TIMED].drop_duplicates()
+    key = ["vector_add", "triton", "float32", size_text(SPEC.headline)]
+    assert planted.to_numpy().tolist() == [[*key, "again"], [*key, "slower"]]
+
+
+ENDING = {"again": "#2", "slower": "+5%", "warm": ", warm"}
+
+
+def as_before(table):
+    """A table in the form of before, when a backend's name ended in the variant."""
+    endings = table["variant"].map(ENDING).fillna("")
+    return table.assign(backend=table["backend"] + endings).drop(columns="variant")
+
+
+@pytest.fixture
+def before(tmp_path, monkeypatch):
+    """A folder with every variant, in the form of before, and what was measured in the present."""
+    warm = replace(SPEC, warm=True, bench_sizes=SPEC.bench_sizes[-2:])
+    monkeypatch.setattr(entries, "WARM_BYTES", 2**40)
+    monkeypatch.setattr(registry, "spec", {"vector_add": warm}.__getitem__)
+    run(tmp_path)
+    names = "samples.parquet", "crosschecks.csv", "timings.csv"
+    tables = {name: store.read(tmp_path / name) for name in names}
+    assert set(tables["samples.parquet"]["variant"]) == {"", *ENDING}
+    for name, table in tables.items():
+        old = as_before(table)
+        (old.to_parquet if name.endswith("parquet") else old.to_csv)(tmp_path / name, index=False)
+    return tmp_path, tables
+
+
+def test_data_of_before_are_read_as_those_of_now(before):
+    folder, tables = before
+    assert {"triton#2", "triton+5%", "numba, warm"} <= set(
+        pd.read_parquet(folder / "samples.parquet")["backend"]
+    )
+    read = {name: store.read(folder / name) for name in tables}
+    for name, table in tables.items():
+        pd.testing.assert_frame_equal(read[name], table)
+    derived = [
+        ratios.derive(of["samples.parquet"], of["crosschecks.csv"], work, reference)
+        for of in (read, tables)
+    ]
+    pd.testing.assert_frame_equal(*derived)
+    assert (derived[0]["variant"] == "warm").any()
+
+
+def test_nothing_measured_before_is_lost_or_measured_again(before, monkeypatch):
+    folder, tables = before
+    samples = tables["samples.parquet"]
+    assert run(folder)[0] == []
+    group = next(groups(SELECTION))
+    with Record(folder) as kept:
+        rows, _ = time_group(group, 3, ROUNDS)
+        kept.save(kept.add_samples, group, 3, rows)
+    written = store.read(folder / "samples.parquet")
+    pd.testing.assert_frame_equal(written[: len(samples)], samples)
+    assert len(written) == len(samples) + len(rows)
+    assert list(written["variant"][len(samples) :]) == [row["variant"] for row in rows]
+    pd.testing.assert_frame_equal(store.read(folder / "crosschecks.csv"), tables["crosschecks.csv"])
 
 
 def test_every_entry_is_called_once_to_compile(monkeypatch):
     called = []
     for name in ("synchronize", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
-    monkeypatch.setattr(measure.Inputs, "of", lambda inputs, entry: (entry,))
-    monkeypatch.setattr(measure, "function", lambda entry: called.append)
-    of = tuple(measure.groups(SELECTION))
-    COMPILE(of)
+    monkeypatch.setattr(rounds.Inputs, "of", lambda inputs, entry: (entry,))
+    monkeypatch.setattr(rounds, "function", lambda entry: called.append)
+    of = tuple(groups(SELECTION))
+    rounds.compile_groups(of)
     assert called == [entry for group in of for entry in group.entries]
 
 
@@ -161,9 +219,9 @@ def test_interrupted_run_resumes(tmp_path, monkeypatch):
 
 def test_changed_source_is_measured_again_with_all_that_was_there(tmp_path, monkeypatch):
     run(tmp_path)
-    before = measure.source_hash
+    before = record.source_hash
     monkeypatch.setattr(
-        measure, "source_hash", lambda e: "new" if e.backend == "numba" else before(e)
+        record, "source_hash", lambda e: "new" if e.backend == "numba" else before(e)
     )
     timed, timings = run(tmp_path, select("vector_add", "numba"))
     assert len(timed) == 3 * GROUPS
@@ -202,22 +260,22 @@ def test_outputs_that_change_are_an_error(tmp_path, monkeypatch):
 
 
 def test_backend_that_cannot_run_here_is_a_row_until_it_can(tmp_path):
-    with Record(tmp_path) as record:
-        measure._untried(record, SELECTION, {"numba": "package numba is not installed"})
-        record.save()
+    with Record(tmp_path) as kept:
+        measure._untried(kept, SELECTION, {"numba": "package numba is not installed"})
+        kept.save()
     timings = store.read(tmp_path / "timings.csv")
     assert len(timings) == GROUPS
     assert set(timings["error"]) == {"unavailable: package numba is not installed"}
-    with Record(tmp_path) as record:
-        measure._untried(record, SELECTION, {})
-        assert record.samples.empty
+    with Record(tmp_path) as kept:
+        measure._untried(kept, SELECTION, {})
+        assert kept.samples.empty
 
 
 def test_worker_that_crashes_is_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "time_group", crash_on_numba)
-    group = next(measure.groups(SELECTION))
-    with Record(tmp_path) as record, worker.Worker() as child:
-        rows, errors = measure._call(record, child, group, crash_on_numba, 0, ROUNDS)
+    group = next(groups(SELECTION))
+    with Record(tmp_path) as kept, worker.Worker() as child:
+        rows, errors = measure._call(kept, child, group, crash_on_numba, 0, ROUNDS)
         assert child.generation == 2
     assert {e.backend: text for e, text in errors.items()} == {"numba": "killed by SIGSEGV"}
     assert {row["backend"] for row in rows} == {e.backend for e in group.entries} - {"numba"}

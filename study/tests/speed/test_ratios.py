@@ -12,7 +12,18 @@ WORK = Work(bytes=3 * 10**8, flops=10**8)  # at 3,000 GB/s: 100 µs
 FLOOR_US = 1.2
 
 
-def entry(backend, us, *, kernel="k", cell="k-float32-N=1", size="N=1", noise=0, seed=0, **columns):
+def entry(
+    backend,
+    us,
+    variant="",
+    *,
+    kernel="k",
+    cell="k-float32-N=1",
+    size="N=1",
+    noise=0,
+    seed=0,
+    **columns,
+):
     """Samples of one entry, of log-normal noise."""
     rng = np.random.default_rng(seed)
     return pd.DataFrame(
@@ -21,6 +32,7 @@ def entry(backend, us, *, kernel="k", cell="k-float32-N=1", size="N=1", noise=0,
             "backend": backend,
             "dtype": "float32",
             "size": size,
+            "variant": variant,
             "cell": cell,
             "process": process,
             "round": i,
@@ -48,6 +60,7 @@ def derive(*entries, cupti=(), events=None):
             "backend": backend,
             "dtype": "float32",
             "size": "N=1",
+            "variant": "",
             "source_hash": "a",
             "graph_us": samples.loc[samples["backend"] == backend, "device_us"].median(),
             "cupti_us": us,
@@ -109,8 +122,8 @@ def test_same_kernel_twice_is_equal_and_a_slowdown_is_found():
         cells += [
             limits(cell=noisy["cell"])[0],
             entry("triton", 100, seed=3 * i, **noisy),
-            entry("triton#2", 100, seed=3 * i + 1, **noisy),
-            entry("triton+5%", 105, seed=3 * i + 2, **noisy),
+            entry("triton", 100, "again", seed=3 * i + 1, **noisy),
+            entry("triton", 105, "slower", seed=3 * i + 2, **noisy),
         ]
     table = ratios.protocol(pd.concat(cells)).set_index("check")
     assert table["cells"].tolist() == [100, 100]
@@ -119,8 +132,22 @@ def test_same_kernel_twice_is_equal_and_a_slowdown_is_found():
 
 
 def test_protocol_entries_stay_out_of_the_timings():
-    table = derive(*limits(), entry("triton", 120), entry("triton#2", 120), entry("triton+5%", 126))
-    assert set(table.index) == {"triton", "empty", "copy"}
+    planted = entry("triton", 120, "again"), entry("triton", 126, "slower")
+    table = derive(*limits(), entry("triton", 120), *planted)
+    assert sorted(table.index) == ["copy", "empty", "triton"]
+    pd.testing.assert_frame_equal(table, derive(*limits(), entry("triton", 120)))
+
+
+def test_what_stays_in_the_l2_is_a_row_without_a_rank():
+    table = derive(
+        *limits(), entry("torch", 150), entry("triton", 120), entry("triton", 30, "warm")
+    )
+    row = table[table["variant"] == "warm"].loc["triton"]
+    assert (row["device_us_p50"], row["speed"]) == pytest.approx((30, 10_000))
+    assert (row["reference"], row["ceiling"], row["verdict"], row["error"]) == ("", "", "", "")
+    assert np.isnan(row["ratio"])
+    cold = table[table["variant"] == ""].loc["triton"]
+    assert (cold["device_us_p50"], cold["ratio"]) == pytest.approx((120, 1.25))
 
 
 def test_interval_covers_the_spread_between_processes():

@@ -3,14 +3,17 @@
 import math
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from study.bench.cells import Cell, select
+from implementations.common.spec import Work
+from study.bench.cells import WARM, Cell, select
+from study.bench.entries import BANDWIDTHS, FLOOR, bandwidth, ceiling, groups, work
 from study.speed import ceilings, timing
-from study.speed.measure import Inputs, groups
+from study.speed.rounds import Inputs
 
 
 def test_interleaved_rounds_hold_each_once_in_random_order():
@@ -110,27 +113,41 @@ def test_profiled_calls_are_told_apart(monkeypatch):
     assert found[0] == 12 and math.isnan(found[1]) and found[2] == 13
 
 
+def bytes_and_flops(cell):
+    done = work(*cell.key.values())
+    return done.bytes, done.flops
+
+
 @pytest.mark.parametrize("count", [12, 32, 4096, 3 * 2**28])
 def test_bandwidth_ceilings_move_as_many_bytes(count):
-    copy = ceilings.bandwidth("copy", count)
-    assert count <= ceilings.work(copy).bytes < count + 32
+    copy = bandwidth("copy", count)
+    moved, _ = bytes_and_flops(copy)
+    assert count <= moved < count + 32
     if count <= 4096:
         (x,) = ceilings.inputs(copy, "cpu")
-        assert 2 * x.nbytes == ceilings.work(copy).bytes
-        (x,) = ceilings.inputs(ceilings.bandwidth("read", count), "cpu")
-        assert x.nbytes == ceilings.work(copy).bytes
+        assert 2 * x.nbytes == moved
+        (x,) = ceilings.inputs(bandwidth("read", count), "cpu")
+        assert x.nbytes == moved
 
 
 def test_matmul_ceiling():
     size = {"M": 64, "N": 32, "K": 16}
-    done = ceilings.Work(0, flops=2 * 64 * 32 * 16, limit="matmul")
-    cell = ceilings.ceiling(done, "float16", size | {"split": 4})
+    done = Work(0, flops=2 * 64 * 32 * 16, limit="matmul")
+    cell = ceiling(done, "float16", size | {"split": 4})
     assert cell == Cell("_ceiling", "matmul", "float16", "M=64,N=32,K=16")
-    assert ceilings.work(cell).flops == done.flops
+    assert bytes_and_flops(cell) == (2 * (64 * 16 + 16 * 32 + 64 * 32), done.flops)
     a, b = ceilings.inputs(cell, "cpu")
     assert torch.mm(a, b).shape == (64, 32)
-    attention = ceilings.ceiling(ceilings.Work(0, 10**12, "matmul"), "float16", {"B": 4, "H": 16})
-    assert abs(ceilings.work(attention).flops / 10**12 - 1) < 0.1
+    attention = ceiling(Work(0, 10**12, "matmul"), "float16", {"B": 4, "H": 16})
+    assert abs(bytes_and_flops(attention)[1] / 10**12 - 1) < 0.1
+
+
+def test_each_limit_is_of_one_kind():
+    limits = {
+        cell: work(*cell.key.values()) for cell in (FLOOR, *map(bandwidth, BANDWIDTHS, [64] * 3))
+    }
+    assert [done.limit for done in limits.values()] == ["copy", *BANDWIDTHS]
+    assert [done.bytes for done in limits.values()] == [0, 64, 64, 64]
 
 
 def test_implementations_share_their_inputs(monkeypatch):
@@ -138,8 +155,10 @@ def test_implementations_share_their_inputs(monkeypatch):
     monkeypatch.setattr(
         Inputs, "_make", lambda self, entry: (torch.randn(4), torch.randn(4)), raising=True
     )
-    monkeypatch.setattr(Inputs, "_count", lambda self: 2)
+    monkeypatch.setattr(timing, "set_count", lambda set_bytes: 2)
     inputs = Inputs(group)
     sets = [inputs.sets_of(e) for e in group.entries if e.kernel == "vector_add"]
     assert all(s is sets[0] for s in sets) and len(sets[0]) == 2
-    assert inputs.sets_of(ceilings.FLOOR) == [()]
+    warm = replace(group.entries[0], variant=WARM)
+    assert inputs.sets_of(warm) == sets[0][:1]
+    assert inputs.sets_of(FLOOR) == [()]

@@ -380,7 +380,8 @@ def test_a_seed_changes_the_order_and_no_result(run, monkeypatch):
 # --- PTX -----------------------------------------------------------------------------------------
 
 PTX = """
-#include "ptx.cuh"
+#include "async_copy.cuh"
+#include "mma.cuh"
 
 template <typename T>
 __global__ void mma(const unsigned* A, const unsigned* B, float* D) {

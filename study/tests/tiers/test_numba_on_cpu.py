@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from implementations import DEVICE
 from implementations.common import registry
@@ -12,8 +13,7 @@ if DEVICE != "cpu" or registry.missing("numba"):
 from numba import cuda, float32, int32
 from numba.cuda import libdevice
 
-from implementations.common import numba_cluster as clusters
-from implementations.common import numba_ptx as ptx
+from implementations.instructions import access, async_copy, cluster, mma
 
 
 def run(kernel, *args, grid=(1,), block=(32,), shared_bytes=0):
@@ -175,7 +175,7 @@ def beyond_the_end(out):
 
 def misaligned(out):
     values = cuda.local.array(4, float32)
-    ptx.load_pack(np.zeros(8, np.float32), 2, values, 0)
+    access.load_pack(np.zeros(8, np.float32), 2, values, 0)
 
 
 def unknown(out):
@@ -250,17 +250,17 @@ def to_bfloat16(x):
     return (x.view(np.uint32) >> 16).astype(np.uint16)
 
 
-@pytest.mark.parametrize("kind", ["f16", "bf16"])
-def test_mma(kind):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_mma(dtype):
     rng = np.random.default_rng(0)
     A, B, C = (rng.standard_normal(s).astype(np.float32) for s in ((16, 16), (16, 8), (16, 8)))
-    if kind == "f16":
+    if dtype == torch.float16:
         words = [A.astype(np.float16), B.astype(np.float16)]
         values = [w.astype(np.float64) for w in words]
     else:
         words = [to_bfloat16(A), to_bfloat16(B)]
         values = [(w.astype(np.uint32) << 16).view(np.float32).astype(np.float64) for w in words]
-    multiply = getattr(ptx, f"mma_{kind}")
+    multiply = mma.mma_m16n8k16(dtype)
     D = np.zeros((16, 8), np.float32)
 
     def kernel(out):
@@ -280,7 +280,7 @@ def test_mma(kind):
 @pytest.mark.parametrize("transposed", [False, True])
 def test_ldmatrix(transposed):
     tiles = np.arange(4 * 8 * 8, dtype=np.int16).reshape(4, 8, 8)
-    load = ptx.ldmatrix_x4_trans if transposed else ptx.ldmatrix_x4
+    load = mma.ldmatrix_x4_trans if transposed else mma.ldmatrix_x4
     out = np.zeros((32, 4), np.int32)
 
     def kernel(out):
@@ -299,13 +299,13 @@ def test_ldmatrix(transposed):
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_copies_arrive_at_the_wait_and_no_earlier(waits):
-    wait = ptx.cp_async_wait(0)
+    wait = async_copy.cp_async_wait(0)
 
     def kernel(out, x):
         s = cuda.shared.array(8, float32)
-        ptx.cp_async_16(ptx.shared_address(s, 0), ptx.global_address(x, 4), 16)
-        ptx.cp_async_16(ptx.shared_address(s, 4), ptx.global_address(x, 0), 8)
-        ptx.cp_async_commit()
+        async_copy.cp_async_16(access.shared_address(s, 0), access.global_address(x, 4), 16)
+        async_copy.cp_async_16(access.shared_address(s, 4), access.global_address(x, 0), 8)
+        async_copy.cp_async_commit()
         if waits:
             wait()
         for i in range(8):
@@ -320,12 +320,12 @@ def test_copies_arrive_at_the_wait_and_no_earlier(waits):
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_cp_async_may_arrive_late(waits):
-    wait = ptx.cp_async_wait(0)
+    wait = async_copy.cp_async_wait(0)
 
     def kernel(out, x):
         s = cuda.shared.array(4, float32)
-        ptx.cp_async_16(ptx.shared_address(s, 0), ptx.global_address(x, 0), 0)
-        ptx.cp_async_commit()
+        async_copy.cp_async_16(access.shared_address(s, 0), access.global_address(x, 0), 0)
+        async_copy.cp_async_commit()
         if waits:
             wait()
         for i in range(4):
@@ -344,10 +344,10 @@ def test_packs(dtype):
 
     def kernel(out, x):
         values = cuda.local.array(2 * size, float32)
-        ptx.load_pack(x, size, values, size)
+        access.load_pack(x, size, values, size)
         for k in range(size, 2 * size):
             values[k] /= float32(3)
-        ptx.store_pack(out, 0, values, size)
+        access.store_pack(out, 0, values, size)
 
     x = np.arange(2 * size).astype(dtype)
     out = run(kernel, np.zeros(size, dtype), x, block=(1,))
@@ -361,26 +361,26 @@ def meet_in(size, case=None):
     """A kernel whose blocks tell every other of their cluster their rank; or one with a bug."""
 
     def kernel(out):
-        clusters.cluster_dims(size)
+        cluster.cluster_dims(size)
         ranks, dynamic = cuda.shared.array(8, float32), cuda.shared.array(0, float32)
         tid, rank = cuda.threadIdx.x, cuda.blockIdx.x % size
         if case != "wait without arrival":
-            clusters.cluster_barrier_arrive()
+            cluster.cluster_barrier_arrive()
         if case == "arrival without wait":
-            clusters.cluster_barrier_arrive()
+            cluster.cluster_barrier_arrive()
         if case != "store before the barrier":
-            clusters.cluster_barrier_wait()
+            cluster.cluster_barrier_wait()
         if case == "block that leaves" and rank == 1:
             return
         if case != "block that leaves" and tid < size + (case == "no such block"):
-            clusters.store_remote(ptx.shared_address(ranks, rank), tid, rank + 1)
-            clusters.store_remote(ptx.shared_address(dynamic, rank), tid, rank + 1)
+            cluster.store_remote(access.shared_address(ranks, rank), tid, rank + 1)
+            cluster.store_remote(access.shared_address(dynamic, rank), tid, rank + 1)
         if case == "global memory":
-            clusters.store_remote(ptx.global_address(out, 0), 0, 1)
+            cluster.store_remote(access.global_address(out, 0), 0, 1)
         if case != "no barrier at the end":
-            clusters.cluster_barrier()
+            cluster.cluster_barrier()
         if case == "store to a block that has ended" and rank == 1 and tid == 1:
-            clusters.store_remote(ptx.shared_address(ranks, 0), 0, 9)
+            cluster.store_remote(access.shared_address(ranks, 0), 0, 9)
         total = 0
         for i in range(size):
             total += ranks[i] * dynamic[i]
@@ -414,7 +414,7 @@ def test_clusters_reach_each_others_shared_memory(monkeypatch, size, seed):
         (
             "block that leaves",
             r"deadlock in block \(0, 0, 0\): threads 0-31 wait in cluster_barrier at "
-            r"numba_cluster.py:\d+$",
+            r"cluster.py:\d+$",
         ),
     ],
 )

@@ -1,124 +1,55 @@
-"""What the report may say: numbers from data/ with their intervals, and claims tested on them.
-
-A claim stands in report/text/ as a name, a test and a sentence:
-
-    {% call claim("softmax_at_the_limit", "least(of_limit, 'softmax_fused') >= 0.94") %}
-    All three run at the limit of the memory, the slowest at {{ least(of_limit, "softmax_fused") }}.
-    {% endcall %}
-
-`Prose` renders such texts and gathers their claims, on the data of any machine.
-"""
+"""The data of one machine: its tables, read and checked, and what may be looked up in them."""
 
 import json
 import math
-import re
-import statistics
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import cached_property
 from pathlib import Path
 
-import jinja2
 import pandas as pd
 
 from implementations.common import registry
 from implementations.common.check import dtype_name
-from study.agree import stability
 from study.bench import store
-from study.bench.cells import size_text
+from study.bench.cells import AGAIN, KEY, SLOWER, TIMED, size_text
 from study.bench.fingerprint import fingerprint
-from study.speed import counters, ratios
-from study.speed.ratios import KEY, WARM
+from study.report.estimates import Estimate, microseconds, number
+from study.speed import ratios
 
-TEXT = Path(__file__).parents[1] / "report" / "text"
 PUBLISHED = "nvidia-h100-80gb-hbm3"  # the machine whose data the report is about
 ARCH = "sm_90a"  # of its machine code
 
-COLUMNS = {
+COUNTED = {  # column of counters.csv → how it is shown
+    **dict.fromkeys(("launches", "dram_read_bytes", "dram_write_bytes", "l2_bytes"), ",.0f"),
+    **dict.fromkeys(("load_sectors_per_request", "store_sectors_per_request"), ".1f"),
+    **{"l2_hit_rate": "%", "occupancy": "%", "duration_us": ",.1f"},
+}
+COLUMNS = {  # of each table, those that the report uses
     "agreement": [*KEY, "rule", "margin", "rms", "deterministic", "status", "error", "source_hash"],
     "timings": ratios.COLUMNS,
-    "complexity": ["kernel", "backend", "scope", "helpers", "tokens", "source_hash"],
     "samples": [
-        *(*KEY, "cell", "process", "round", "device_us", "sm_clock_mhz", "error", "source_hash")
+        *(*TIMED, "cell", "process", "round"),
+        *("device_us", "sm_clock_mhz", "error", "source_hash"),
     ],
     "protocol": ["check", "cells", "found", "rate"],
+    "counters": [*KEY, *COUNTED, "error", "source_hash"],
+    "stability": [*KEY, "scale", "finite", "relative_error", "largest", "error", "source_hash"],
+    "complexity": ["kernel", "backend", "scope", "helpers", "tokens", "source_hash"],
     "radon": ["kernel", "backend", "source_hash"],
     "codegen": [*KEY, "sizes", "arch", "variant", "registers", "error", "source_hash"],
-    "counters": counters.COLUMNS,
-    "stability": stability.COLUMNS,
+    "mutants": [
+        *("kernel", "backend", "operator", "file", "before", "after", "status", "by"),
+        *("dtype", "size", "conditions", "source_hash"),
+    ],
 }
+# What no row lacks, in the tables that have it. A line that was cut short ends before its hash.
+NEEDED = ("kernel", "backend", "status", "source_hash")
 NOT_RANKED = ("launch-bound", "no verdict")
 SOURCE = ["kernel", "backend", "source_hash"]  # of a row: what it measured
 OF_A_SOURCE = (
     *("agreement", "timings", "counters", "stability"),  # of a machine
-    *("complexity", "radon", "codegen"),
+    *("complexity", "radon", "codegen", "mutants"),
 )
-
-
-class State(Enum):
-    """What the data say about a claim."""
-
-    FALSE = "does not hold"
-    NO_DATA = "no data"
-    UNDECIDED = "undecided"
-    HOLDS = "holds"
-
-    def __bool__(self):
-        raise TypeError(f"a claim can be {self.value!r}: combine tests by all_of(), not by `and`")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and its interval; NaN where there are no data, and then `note` says why.
-
-    style: "%" shows a fraction as a percentage, ".3f" and the like are formats.
-    A `note` on a number (e.g. "launch-bound") forbids conclusions: every comparison is undecided.
-    """
-
-    value: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    style: str = ".3f"
-    note: str = ""
-
-    def __str__(self):
-        if math.isnan(self.value):
-            return self.note or "not measured"
-        text = self._show(self.value) + (" %" if self.style == "%" else "")
-        if self.low < self.high:
-            text += f" ({self._show(self.low)}–{self._show(self.high)})"
-        return f"{text} [{self.note}]" if self.note else text
-
-    def _show(self, x: float) -> str:
-        return f"{100 * x:.1f}" if self.style == "%" else f"{x:{self.style}}"
-
-    def __ge__(self, bound: float) -> State:
-        if isinstance(bound, Estimate):
-            return NotImplemented  # two estimates are compared by their ratio
-        return self._compare(self.low >= bound, self.high < bound)
-
-    def __le__(self, bound: float) -> State:
-        if isinstance(bound, Estimate):
-            return NotImplemented
-        return self._compare(self.high <= bound, self.low > bound)
-
-    def _compare(self, surely: bool, surely_not: bool) -> State:
-        if math.isnan(self.value):
-            return State.NO_DATA
-        if self.note or not (surely or surely_not):
-            return State.UNDECIDED
-        return State.HOLDS if surely else State.FALSE
-
-    def __truediv__(self, other: "Estimate") -> "Estimate":
-        """The quotient, its interval the widest that both intervals allow."""
-        values = (self.value / other.value, self.low / other.high, self.high / other.low)
-        return Estimate(*values, ".2f", self.note or other.note)
-
-
-def all_of(*states: State) -> State:
-    """False where one is, else unknown where one is, else true."""
-    return min(states, key=list(State).index)
 
 
 @dataclass(frozen=True)
@@ -136,33 +67,32 @@ class Data:
     codegen: pd.DataFrame
     counters: pd.DataFrame
     stability: pd.DataFrame
+    mutants: pd.DataFrame
 
     @classmethod
     def load(cls, folder: Path, machine: str = PUBLISHED) -> "Data":
-        """Read what there is. Raises DamagedData for a file that cannot be read."""
+        """Read what there is, in the registry's order whatever that of a file.
+
+        Raises DamagedData for a file that cannot be read, was cut short, or is not derived from
+        the samples beside it.
+        """
         home = folder / machine
+        shared = ("complexity", "radon", "codegen", "mutants")
+        of_machine = ("agreement", "timings", "protocol", "counters", "stability")
+        tables = {name: _in_order(_table(home / f"{name}.csv")) for name in of_machine}
+        tables |= {name: _in_order(_table(folder / f"{name}.csv")) for name in shared}
+        samples = _table(home / "samples.parquet")
+        _must_be_derived(home / "timings.csv", tables["timings"], samples)
+        return cls(machine, _environment(home / "environment.json"), samples=samples, **tables)
 
-        def table(path: Path) -> pd.DataFrame:
-            if not path.exists():
-                return pd.DataFrame(columns=COLUMNS[path.stem], dtype=object)
-            found = store.read(path)
-            if missing := [name for name in COLUMNS[path.stem] if name not in found]:
-                raise store.DamagedData(f"{path} must have the column(s) {', '.join(missing)}")
-            return found
-
-        return cls(
-            machine,
-            _environment(home / "environment.json"),
-            table(home / "agreement.csv"),
-            table(home / "timings.csv"),
-            table(home / "samples.parquet"),
-            table(home / "protocol.csv"),
-            table(folder / "complexity.csv"),
-            table(folder / "radon.csv"),
-            table(folder / "codegen.csv"),
-            table(home / "counters.csv"),
-            table(home / "stability.csv"),
-        )
+    @classmethod
+    def timed(cls, folder: Path, machine: str = PUBLISHED) -> "Data":
+        """The same of a machine that was timed. Raises RuntimeError for any other."""
+        data = cls.load(folder, machine)
+        if data.timings.empty:
+            path = folder / machine / "timings.csv"
+            raise RuntimeError(f"{path} must hold timings, it has none: `study measure` adds them")
+        return data
 
     @cached_property
     def stale(self) -> list[str]:
@@ -183,12 +113,13 @@ class Data:
         return replace(self, **kept)
 
     def cell(self, kernel: str, backend: str, dtype: str | None = None, size: str | None = None):
-        """The row of timings.csv (a Series), by default at the headline dtype and size, or None."""
+        """The row of timings.csv (a Series), by default at the headline dtype and size, or None;
+        of the kernel as it is, not of a variant."""
         return self._timed.get(_key(kernel, backend, dtype, size))
 
     @cached_property
     def _timed(self) -> dict[tuple, pd.Series]:
-        return _by_cell(self.timings)
+        return _by_cell(self.timings[self.timings.variant == ""])
 
     @cached_property
     def _counted(self) -> dict[tuple, pd.Series]:
@@ -234,10 +165,10 @@ class Data:
 
     @cached_property
     def _by_source(self) -> dict[tuple, pd.DataFrame]:
-        return dict(iter(self.samples.groupby([*KEY, "source_hash"], sort=False)))
+        return dict(iter(self.samples.groupby([*TIMED, "source_hash"], sort=False)))
 
     def _rounds(self, row: pd.Series) -> pd.DataFrame:
-        return self._by_source.get(tuple(row[[*KEY, "source_hash"]]), self.samples.iloc[:0])
+        return self._by_source.get(tuple(row[[*TIMED, "source_hash"]]), self.samples.iloc[:0])
 
     def clock(self, kernel: str, backend: str, dtype=None, size=None) -> Estimate:
         """The clock in its rounds over the highest: the median, 20 to 80 % of the rounds."""
@@ -286,7 +217,7 @@ class Data:
 
     def counter(self, kernel: str, backend: str, what: str, dtype=None, size=None) -> Estimate:
         """A column of counters.csv: what the hardware counted of one call on cold caches."""
-        style, row = counters.FIGURES[what], self._counted.get(_key(kernel, backend, dtype, size))
+        style, row = COUNTED[what], self._counted.get(_key(kernel, backend, dtype, size))
         if row is None:
             return Estimate()
         note = "failed" if isinstance(row.error, str) and row.error else ""
@@ -320,6 +251,90 @@ class Data:
         names = t[(t.kernel == kernel) & t.ceiling.notna()].ceiling
         return str(names.iloc[0]) if len(names) else "not measured"
 
+    # Those below only the report's own tables call.
+
+    def time(self, kernel: str, backend: str) -> str:
+        """The median µs of a call at the headline."""
+        row = self.cell(kernel, backend)
+        return "not measured" if row is None else microseconds(row.device_us_p50) or "failed"
+
+    def ceiling_speed(self, kernel: str) -> float:
+        """What that ceiling reached in the rounds of the headline, in the unit of the work."""
+        row_of = (self.cell(kernel, backend) for backend in registry.BACKENDS)
+        reached = [row.speed / row.of_ceiling for row in row_of if row is not None]
+        return pd.Series(reached, dtype=float).median()
+
+    def fault(self, kernel: str) -> dict | None:
+        """A row of mutants.csv that the check of values rejected, or else another check; of the
+        first backend that has one, and under no stricter conditions than those of the command."""
+        m = self.mutants
+        found = m[(m.kernel == kernel) & (m.status == "killed") & m.conditions.isna()]
+        found = found.sort_values("by", key=lambda by: by != "values", kind="stable")
+        return None if found.empty else found.iloc[0].to_dict()
+
+
+def _table(path: Path) -> pd.DataFrame:
+    columns = COLUMNS[path.stem]
+    if not path.exists():
+        return pd.DataFrame(columns=columns, dtype=object)
+    found = store.read(path)
+    if missing := [name for name in columns if name not in found]:
+        raise store.DamagedData(f"{path} must have the column(s) {', '.join(missing)}")
+    needed = [name for name in NEEDED if name in columns]
+    lacking = found[found[needed].isna().any(axis=1)]
+    if len(lacking):
+        raise store.DamagedData(
+            f"{path} must have {', '.join(needed)} in every row; {len(lacking)} of {len(found)} "
+            f"lack some, the first of them row {lacking.index[0] + 1}"
+        )
+    return found
+
+
+def _in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows by the registry's order of kernels and backends and the specs' of dtypes and sizes;
+    what these do not know comes last, and what they leave open is ordered by the other columns."""
+    places = pd.DataFrame(index=table.index)
+    if "kernel" in table:
+        kernels, of = {}, {}
+        for at, kernel in enumerate(registry.kernels()):
+            spec = registry.spec(kernel)
+            timed = [size for dtype in spec.dtypes for size in spec.timed_sizes(dtype)]
+            sizes = map(size_text, (*spec.check_sizes, *timed, *spec.huge_sizes))
+            names = (*map(dtype_name, spec.dtypes), *sizes, *registry.BACKENDS, *spec.baselines)
+            kernels[kernel] = at
+            of[kernel] = {name: at for at, name in enumerate(dict.fromkeys(names))}
+        places["kernel"] = table.kernel.map(kernels).astype(float)
+        for column in ("dtype", "size", "backend"):
+            if column in table:
+                cells = zip(table.kernel, table[column], strict=True)
+                places[column] = [of.get(kernel, {}).get(name, math.inf) for kernel, name in cells]
+    places = pd.concat([places.add_prefix("place of "), table], axis=1)
+    return table.loc[places.sort_values(list(places)).index]
+
+
+def _must_be_derived(path: Path, timings: pd.DataFrame, samples: pd.DataFrame) -> None:
+    """Raises DamagedData where `timings`, of the file `path`, are not those of the samples' cells:
+    of each, at its latest source, a row."""
+    if not path.exists():  # a first run that was ended by force: nothing was derived yet
+        return
+    latest = samples.groupby(TIMED, as_index=False).source_hash.last()
+    latest = latest[~latest.variant.isin((AGAIN, SLOWER))]
+    known = latest.kernel.isin(registry.kernels()) | latest.kernel.str.startswith("_")
+    identity = [*TIMED, "source_hash"]
+    measured, wanted, found = (
+        set(table[identity].itertuples(index=False, name=None))
+        for table in (latest, latest[known], timings)
+    )
+    for lacking, of, what, where in (
+        (wanted - found, wanted, "lacks", "cells of samples.parquet"),
+        (found - measured, found, "has", "cells that samples.parquet lacks"),
+    ):
+        if lacking:
+            raise store.DamagedData(
+                f"{path} {what} {len(lacking)} of {len(of)} {where}; "
+                "`study measure` derives it again"
+            )
+
 
 def _environment(path: Path) -> dict:
     try:
@@ -334,8 +349,7 @@ def _stale(table: pd.DataFrame) -> list[tuple[str, str, str]]:
     for kernel, backend, measured in table[SOURCE].drop_duplicates().itertuples(index=False):
         if kernel.startswith("_"):  # ceilings and the floor measure no source
             continue
-        known = kernel in registry.kernels()
-        if not known or measured != fingerprint(kernel, backend.removesuffix(WARM)):
+        if kernel not in registry.kernels() or measured != fingerprint(kernel, backend):
             found.append((kernel, backend, measured))
     return found
 
@@ -367,116 +381,3 @@ def bound_by(unit: str) -> tuple[str, ...]:
         if work.unit == unit and moved == work.bytes:
             found.append(kernel)
     return tuple(found)
-
-
-def number(x: float) -> str:
-    """Three significant digits or all before the point: 2,936; 88.4; 0.0123. Empty for NaN."""
-    if math.isnan(x):
-        return ""
-    return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"
-
-
-def gather(summary: Callable[[Sequence[float]], float]) -> Callable:
-    """A function that summarises a measure over kernels and backends (None: all of them).
-
-    The summary of the lows and highs is its interval; no data where one cell has none.
-    """
-
-    def summarise(measure, kernels=None, backends=None, **options) -> Estimate:
-        kernels = registry.kernels() if kernels is None else kernels
-        backends = registry.BACKENDS if backends is None else backends
-        kernels = (kernels,) if isinstance(kernels, str) else kernels
-        backends = (backends,) if isinstance(backends, str) else backends
-        found = [measure(k, b, **options) for k in kernels for b in backends]
-        empty = next((e for e in found if math.isnan(e.value)), None if found else Estimate())
-        if empty:
-            return empty
-        values, lows, highs = ([getattr(e, at) for e in found] for at in ("value", "low", "high"))
-        note = next((e.note for e in found if e.note), "")
-        style = found[0].style
-        return Estimate(summary(values), summary(lows), summary(highs), style, note)
-
-    return summarise
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A sentence of the report, and what the data say about it. where: the text it stands in."""
-
-    name: str
-    test: str
-    sentence: str
-    state: State
-    where: str
-
-
-class Prose:
-    """Renders the texts of report/text/ (Markdown with Jinja2) on one machine's data.
-
-    claims: those of the texts rendered so far, by name.
-    """
-
-    MARK = {State.HOLDS: "✓", State.FALSE: "✗", State.UNDECIDED: "?", State.NO_DATA: "–"}
-
-    def __init__(self, data: Data):
-        self.claims: dict[str, Claim] = {}
-        self._where = ""
-        self.environment = jinja2.Environment(undefined=jinja2.StrictUndefined, lstrip_blocks=True)
-        methods = (
-            "speed",
-            "of_limit",
-            "ratio",
-            "clock",
-            "margin",
-            "count",
-            "tokens",
-            "ceiling",
-            "machine_code",
-            "counter",
-            "finite",
-            "largest",
-        )
-        self.environment.globals = {
-            **{name: getattr(data, name) for name in methods},
-            **{"least": gather(min), "most": gather(max), "median": gather(statistics.median)},
-            "all_of": all_of,
-            "memory_bound": bound_by("GB/s"),
-            "compute_bound": bound_by("TFLOP/s"),
-            "kernels": registry.kernels(),
-            "phase": lambda n: tuple(k for k in registry.kernels() if registry.phase(k) == n),
-            "title": {name: backend.title for name, backend in registry.BACKENDS.items()},
-            "machine": data.machine,
-            "claim": self._claim,
-        }
-
-    def render(self, path: Path) -> str:
-        """The text of one file as Markdown. Raises RuntimeError naming the file that is wrong."""
-        self._where = path.name
-        try:
-            return self.environment.from_string(path.read_text()).render().strip()
-        except Exception as error:  # the text's own expressions may raise anything
-            raise RuntimeError(f"{path}: {error}") from error
-
-    def _claim(self, name: str, test: str, caller: Callable[[], str]) -> str:
-        if name in self.claims:
-            raise ValueError(f"the claim {name!r} stands twice")
-        state = self.environment.compile_expression(test, undefined_to_none=False)()
-        if not isinstance(state, State):
-            raise TypeError(f"the test of {name!r} must compare estimates, got {state!r}")
-        sentence = caller().strip()
-        self.claims[name] = Claim(name, test, sentence, state, self._where)
-        mark = self.MARK[state] + ("" if state is State.HOLDS else f" {state.value}")
-        title = f"{state.value}: {test}".replace('"', "'")
-        return f'{sentence}\N{NO-BREAK SPACE}[{mark}](#claims "{title}")'
-
-
-def typed_numbers(text: str) -> list[str]:
-    """The numbers typed into prose, which may come stale unnoticed.
-
-    Not counted: what is in an expression, a claim's test or a code span (definitions, e.g.
-    `N ≤ 32768`), digits within a name (fp16, H100, L2), the numbers of a list, and days.
-    """
-    text = re.sub(r"{%.*?%}|{#.*?#}|```.*?```|`[^`\n]+`", " ", text, flags=re.DOTALL)
-    literal = re.findall(r"{{\s*([^}A-Za-z]*?\d[^}A-Za-z]*?)\s*}}", text)
-    text = re.sub(r"{{.*?}}|\]\([^)]*\)|[Dd]ays? \d+|^ *\d+\. ", " ", text, flags=re.DOTALL | re.M)
-    return literal + re.findall(r"(?<!\w)(?<!\w[.-])\d(?:[\d.,]*\d)?", text)
