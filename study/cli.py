@@ -19,7 +19,7 @@ Backends = Annotated[str | None, typer.Option(help="Only these backends: triton,
 Phase = Annotated[int | None, typer.Option(help="Only the kernels of this phase, 1 to 5.")]
 Data = Annotated[Path, typer.Option(help="Where data is kept; one folder a machine is made in it.")]
 HOME = Path(__file__).parents[1]  # the checkout, whatever folder a command is called from
-DATA = HOME / "data"
+DATA, REPORT = HOME / "data", HOME / "report"
 
 
 @app.command("list")
@@ -39,6 +39,9 @@ def verify(
     large: Annotated[
         bool, typer.Option(help="On a GPU: also check each headline size, which fills the chip.")
     ] = True,
+    cover: Annotated[
+        bool, typer.Option(help="Only as many sizes as launch every variant of data/codegen.csv.")
+    ] = False,
     sanitize: Annotated[
         bool, typer.Option(help="On the CPU: look for wild accesses and races of the CUDA kernels.")
     ] = False,
@@ -55,7 +58,7 @@ def verify(
     selection = select(kernels, backends, phase)
     if sanitize and not module.sanitize(selection):
         raise typer.Exit(1)
-    if not sanitize and not module.run(selection, large=large, data=data):
+    if not sanitize and not module.run(selection, large=large, cover=cover, data=data):
         raise typer.Exit(1)
 
 
@@ -68,7 +71,7 @@ def mutants(
     A fault is, for example, a dropped mask, a missing barrier, a stale accumulator, at every place
     where there can be one. data/mutants.csv tells which check rejected which, at which size. A
     survivor means that a check or a size is missing: add it, or, if the fault changes no result,
-    say why in study/equivalent_mutants.csv. Exit code 1 if a mutant survives.
+    say why in study/agree/equivalent_mutants.csv. Exit code 1 if a mutant survives.
     """
     from study.agree import mutants as module
     from study.bench.cells import select
@@ -118,6 +121,22 @@ def counters(
 
 
 @app.command()
+def dispatch(
+    kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA
+):
+    """Time on the host how long a call takes until it returns, and a launch alone. Needs a GPU.
+
+    data/<machine>/dispatch.csv gets, a cell a row: µs by the wall's clock, of each kernel at its
+    smallest size. Exit code 1 if a kernel fails.
+    """
+    from study.bench.cells import select
+    from study.speed import dispatch as module
+
+    if not module.run(select(kernels, backends, phase), data=data):
+        raise typer.Exit(1)
+
+
+@app.command()
 def stability(
     kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA
 ):
@@ -136,7 +155,13 @@ def stability(
 
 @app.command()
 def inspect(
-    kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA
+    kernels: Kernels = None,
+    backends: Backends = None,
+    phase: Phase = None,
+    fresh: Annotated[
+        bool, typer.Option(help="Compile again what is compiled already, and unchanged.")
+    ] = False,
+    data: Data = DATA,
 ):
     """Compile every variant of each kernel for an H100 and an A100, and read the machine code.
 
@@ -148,7 +173,7 @@ def inspect(
     from study.bench.cells import select
     from study.code import codegen as module
 
-    if not module.run(select(kernels, backends, phase), data=data):
+    if not module.run(select(kernels, backends, phase), fresh=fresh, data=data):
         raise typer.Exit(1)
 
 
@@ -166,8 +191,9 @@ def complexity(
 @app.command()
 def report(
     data: Data = DATA,
-    out: Annotated[Path, typer.Option(help="Where report.md, index.html and report.pdf go.")] = HOME
-    / "report",
+    out: Annotated[
+        Path, typer.Option(help="Where report.md, index.html and report.pdf go.")
+    ] = REPORT,
 ):
     """Build the report from data/ and report/text/, testing every claim it makes on the way.
 
@@ -216,13 +242,15 @@ def status(
 
 @app.command()
 def run(kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA):
-    """Do the whole study: verify, measure and stability (with a GPU) or inspect (without one),
-    complexity, report."""
+    """Do the whole study: verify, measure, dispatch and stability (with a GPU) or, without one,
+    verify a covering choice of sizes and inspect what changed; complexity, report."""
     from implementations import DEVICE
 
-    verify(kernels, backends, phase, large=True, data=data)
-    if DEVICE == "cuda":
+    on_gpu = DEVICE == "cuda"
+    verify(kernels, backends, phase, cover=not on_gpu, data=data)
+    if on_gpu:
         measure(kernels, backends, phase, data=data)
+        dispatch(kernels, backends, phase, data=data)
         stability(kernels, backends, phase, data=data)
     else:
         inspect(kernels, backends, phase, data=data)

@@ -13,7 +13,7 @@ from study.agree import stability
 from study.bench import store
 from study.bench.cells import AGAIN, SLOWER, TIMED, Cell, Selection
 from study.bench.entries import groups
-from study.bench.fingerprint import fingerprint
+from study.bench.fingerprint import fingerprint, spec_fingerprint
 from study.bench.progress import console
 from study.report.data import Data
 from study.speed import counters
@@ -36,6 +36,10 @@ def run(selection: Selection, *, data: Path) -> bool:
         if not found.empty:
             if path.parent == data:  # of a whole implementation, whatever its dtypes and sizes
                 found = found.assign(dtype="", size="", variant="")
+            if "spec_hash" in found:  # judged by another spec it is as stale as of another source
+                found = found[found["kernel"].isin(registry.kernels())]
+                same = found["spec_hash"] == found["kernel"].map(spec_fingerprint)
+                found = found.assign(source_hash=found["source_hash"].where(same, ""))
             found = found.reindex(columns=[*TIMED, "source_hash"], fill_value="")
         for (kernel, backend), cells in groupby(
             sorted(wanted, key=_implementation), key=_implementation

@@ -4,7 +4,7 @@ NVRTC is called here and not by `RawModule(code=...)`, which always adds -ftz=tr
 does not see a changed header; an instantiation takes about 0.2 s.
 """
 
-import atexit
+import ctypes
 import re
 import struct
 import tempfile
@@ -157,12 +157,11 @@ def run(kernel: Kernel, name: str, grid: tuple, block: tuple, args: tuple, share
     """Launch the instantiation `name` of a kernel."""
     device = device_of(args)
     function = _loaded(kernel, name, shared_bytes, device)
-    values = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in args]
     try:
-        if [isinstance(a, torch.Tensor) for a in args] != kernel.pointers:
-            raise struct.error
+        pairs = zip(args, kernel.pointers, strict=True)
+        values = [arg.data_ptr() if pointer else arg for arg, pointer in pairs]
         function.launch(grid, block, values, shared_bytes, device)
-    except struct.error:
+    except (AttributeError, ValueError, OverflowError, struct.error):
         values = map(_value, kernel.typed(args))  # which says what does not fit
         function.launch(grid, block, [*values], shared_bytes, device)
 
@@ -194,11 +193,10 @@ def _loaded(kernel: Kernel, name: str, shared_bytes: int, device: int) -> Functi
         loaded = cupy.RawModule(path=file.name).get_function(symbol)
         if shared_bytes > STATIC_SHARED_BYTES:
             loaded.max_dynamic_shared_size_bytes = shared_bytes
-        handle = loaded.kernel.ptr
-    return Function(handle, [_format(kind) for kind in kernel.parameters.values()], loaded)
-
-
-atexit.register(_loaded.cache_clear)  # CuPy cannot unload a module once the interpreter is ending
+        function = Function(loaded.kernel.ptr, [*map(_format, kernel.parameters.values())])
+    # never freed: CuPy cannot unload a module while the interpreter ends
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(loaded))
+    return function
 
 
 @cache

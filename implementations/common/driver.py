@@ -12,10 +12,10 @@ EXTRA = ctypes.c_void_p * 5
 
 class Function:
     """A loaded kernel. handle: the driver's. formats: how `struct` packs each parameter; such as
-    "128s" are aligned to 64 bytes. owner: what must live as long as the kernel is loaded."""
+    "128s" are aligned to 64 bytes."""
 
-    def __init__(self, handle: int, formats: list[str], owner):
-        self.handle, self.owner = CUfunction(handle), owner
+    def __init__(self, handle: int, formats: list[str]):
+        self.handle = CUfunction(handle)
         layout = "="
         for format in formats:
             alignment = 64 if format.endswith("s") else struct.calcsize(format)

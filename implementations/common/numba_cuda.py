@@ -90,7 +90,7 @@ def _loaded(kernel, kinds: tuple, shared_bytes: int, device: int) -> Function:
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             driver.cuKernelSetAttribute(attribute, shared_bytes, function.handle, device)
     formats = [format for kind in types for format in _formats(kind)]
-    return Function(int(function.handle), formats, compiled)
+    return Function(int(function.handle), formats)  # the kernel keeps what it compiled
 
 
 def _formats(kind) -> str:

@@ -9,18 +9,18 @@ struct Sum {
     __device__ float operator()(float a, float b) const { return a + b; }
 };
 
-// The reduction of `value` over the threads of a row, in every one of them. `partial` holds a value
-// a warp and is used once, so the one barrier suffices.
+// The reduction of `value` over the threads of a row, in every one of them. `sPartial` holds a
+// value a warp and is used once, so the one barrier suffices.
 template <int THREADS, typename Op>
-__device__ float reduce_row(float value, float* partial, float neutral, Op op) {
+__device__ float reduce_row(float value, float* sPartial, float neutral, Op op) {
 #pragma unroll
     for (int delta = (THREADS < 32 ? THREADS : 32) / 2; delta > 0; delta /= 2)
         value = op(value, __shfl_xor_sync(0xffffffff, value, delta));
     if constexpr (THREADS > 32) {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        if (lane == 0) partial[warp] = value;
+        if (lane == 0) sPartial[warp] = value;
         __syncthreads();
-        value = lane < THREADS / 32 ? partial[lane] : neutral;
+        value = lane < THREADS / 32 ? sPartial[lane] : neutral;
 #pragma unroll
         for (int delta = 16; delta > 0; delta /= 2)
             value = op(value, __shfl_xor_sync(0xffffffff, value, delta));

@@ -20,12 +20,12 @@ def Sum(a, b):
 
 @cache
 def reduce_row(THREADS, op, neutral):
-    """The reduction of a value over the threads of a row, in every one of them. `partial` holds a
-    value a warp and is used once, so the one barrier suffices."""
+    """`reduce(value, sPartial)`: the reduction of `value` over the threads of a row, in every one
+    of them. `sPartial` holds a value a warp and is used once, so the one barrier suffices."""
     FIRST = min(THREADS, 32) // 2
 
     @cuda.jit(device=True)
-    def reduce(value, partial):
+    def reduce(value, sPartial):
         delta = FIRST
         while delta > 0:
             value = op(value, cuda.shfl_xor_sync(0xFFFFFFFF, value, delta))
@@ -33,9 +33,9 @@ def reduce_row(THREADS, op, neutral):
         if THREADS > 32:
             lane, warp = cuda.threadIdx.x % 32, cuda.threadIdx.x // 32
             if lane == 0:
-                partial[warp] = value
+                sPartial[warp] = value
             cuda.syncthreads()
-            value = partial[lane] if lane < THREADS // 32 else neutral
+            value = sPartial[lane] if lane < THREADS // 32 else neutral
             delta = 16
             while delta > 0:
                 value = op(value, cuda.shfl_xor_sync(0xFFFFFFFF, value, delta))

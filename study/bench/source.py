@@ -163,7 +163,7 @@ class Source:
     def statements(self, node: Node | None = None) -> Iterator[tuple[set[str], Node]]:
         """The top-level statements, each with the names it binds."""
         for child in self.children(node or self.root):
-            if child.type in ("preproc_ifdef", "preproc_else"):
+            if child.type in ("preproc_if", "preproc_ifdef", "preproc_else"):
                 yield from self.statements(child)
             elif child.type in IMPORTS:
                 yield set(_imports(child)), child
@@ -219,7 +219,7 @@ def _declares(node: Node) -> Iterator[str]:
     found = node.children_by_field_name("declarator")
     if "type_parameter" in node.type:
         found = node.named_children[:1]
-    elif node.type.endswith("_specifier") or node.type in ("alias_declaration", "preproc_def"):
+    elif re.fullmatch(r"\w+_specifier|alias_declaration|preproc_(function_)?def", node.type):
         found = node.children_by_field_name("name")
     for name in found:
         inner = name

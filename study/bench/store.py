@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -11,8 +12,11 @@ import pandas as pd
 from implementations.common import registry
 from study.bench.cells import AGAIN, SLOWER, WARM, Selection
 
+RELATED = Path(__file__).with_name("related.csv")  # made by study.code.relate
+
 # columns that may hold digits only, or nothing
 TEXTS = ("source_hash", "spec_hash", "code", "variant")
+READ_FROM_TEXT = ("complexity.csv", "radon.csv", "codegen.csv", "mutants.csv")  # and not measured
 WITH_VARIANTS = ("samples.parquet", "crosschecks.csv", "timings.csv")  # tables of timed cells
 
 
@@ -28,7 +32,8 @@ def machine_name(device_name: str) -> str:
 def read(path: Path) -> pd.DataFrame:
     """A CSV or Parquet table; an empty frame where there is no file. Raises DamagedData.
 
-    Timed cells are given with their `variant`, those of before too.
+    Rows of before are given as those of today: timed cells with their `variant`, and what is
+    related to the present sources (related.csv) with the present fingerprint.
     """
     if not path.exists():
         return pd.DataFrame()
@@ -37,13 +42,38 @@ def read(path: Path) -> pd.DataFrame:
             table = pd.read_parquet(path)
         else:
             table = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str))
-        if path.name not in WITH_VARIANTS or not {"backend", "size"} <= set(table):
-            return table
-        if "variant" not in table:
-            return _of_before(table)
-        return table.fillna({"variant": ""})  # which in a CSV reads as NaN
+        if path.name in WITH_VARIANTS and {"backend", "size"} <= set(table):
+            # nothing reads as NaN in a CSV
+            table = table.fillna({"variant": ""}) if "variant" in table else _of_before(table)
+        if {"kernel", "backend", "source_hash"} <= set(table) and path.name not in READ_FROM_TEXT:
+            table = _related(table)
+        return table
     except Exception as error:
         raise DamagedData(f"{path} is damaged and was left untouched: {error}") from error
+
+
+def _related(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with the present fingerprints of the rows whose sources are shown to be the same."""
+    known = _relations()
+    keys = [*zip(table["kernel"], table["backend"], table["source_hash"], strict=True)]
+    now = [known.get(key, key[2]) for key in keys]
+    if "rule" in table:  # of agreement.csv: what it was judged by
+        specs = table.get("spec_hash", pd.Series(None, table.index, dtype=object))
+        keys = zip(table["kernel"], specs.fillna(""), (key in known for key in keys), strict=True)
+        table = table.assign(
+            spec_hash=[
+                known.get((kernel, "", spec), spec) if spec or same else None
+                for kernel, spec, same in keys
+            ]
+        )
+    return table.assign(source_hash=now)
+
+
+@cache
+def _relations() -> dict[tuple[str, str, str], str]:
+    """Kernel, backend ("" for the spec) and hash of before → the present fingerprint."""
+    table = pd.read_csv(RELATED, dtype=str, keep_default_na=False)
+    return {tuple(key): now for *key, now in table.itertuples(index=False)}
 
 
 def _of_before(table: pd.DataFrame) -> pd.DataFrame:

@@ -329,7 +329,8 @@ def run(selection: Selection, *, fresh: bool, data: Path) -> bool:
     cells = [cell for cell in cells if not absent[cell.backend]]
     kept = set() if fresh else current(published, cells)
     if kept:
-        console.print(f"{len(kept)} implementations are compiled already, and left as they are")
+        count = len({(cell.kernel, cell.backend) for cell in cells})
+        console.print(f"{len(kept)} of {count} implementations are compiled already, and left")
     for found in rows(cell for cell in cells if (cell.kernel, cell.backend) not in kept):
         if not found:
             continue

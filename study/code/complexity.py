@@ -30,7 +30,7 @@ Explicit parallelism
     shared_declarations  __shared__ variables, cuda.shared.array
     atomics              names with a part that begins with atomic
     shuffles             exchanges and votes in a warp: shfl, ballot, {any,all,match,reduce}_sync
-    inline_ptx           uses of a shared wrapper, tl.inline_asm_elementwise
+    inline_ptx           uses of a shared wrapper that holds PTX, tl.inline_asm_elementwise
     index_arithmetic     reads of an index: of threadIdx, blockIdx, blockDim, gridDim, cuda.grid,
                          gridsize, laneid, tl.program_id, num_programs, arange, or of a variable
                          that is somewhere in the same top-level function assigned an expression
@@ -135,7 +135,8 @@ def _reached(users: list[Part], source: Source, statements) -> list[Part]:
 
 def wrappers(kernel: str, backend: str) -> tuple[list[Part], dict[str, str]]:
     """The definitions of `instructions/` that an implementation reaches; their names, as
-    `Source.uses` gives them, and what kind of wrapper each is, "" for none."""
+    `Source.uses` gives them, and of which kind each is: "ptx" if it holds PTX and says no other, ""
+    if it does not."""
     own = definitions(kernel, backend)
     found = reached(own, follow=lambda d: d.path.parent == registry.HEADERS)
     sources = {path: Source(path) for path in {d.path for d in found}}
@@ -149,7 +150,8 @@ def wrappers(kernel: str, backend: str) -> tuple[list[Part], dict[str, str]]:
         path = definition.path
         prefix = f"implementations.instructions.{path.stem}." if path.suffix == ".py" else ""
         needed.append((sources[path], nodes[path, definition.start]))
-        names |= {prefix + name: kinds().get(name, "") for name in definition.names}
+        holds = "ptx" if re.search(r"\basm\b|@ ptx \(", definition.text) else ""
+        names |= {prefix + name: kinds().get(name, holds) for name in definition.names}
     return needed, names
 
 
@@ -255,8 +257,10 @@ def measure(scope: list[Part], wrapped: Mapping[str, str] = {}) -> dict[str, flo
         for name, use in source.uses(node):
             is_index = INDEX.fullmatch(name) or first_name(use) in indices
             counts["index_arithmetic"] += bool(is_index) and use.id not in written
-            if name in wrapped:
-                counts["inline_ptx"] += source.path.parent != registry.HEADERS
+            if name in wrapped and use.parent.type != "function_declarator":
+                counts["inline_ptx"] += (
+                    bool(wrapped[name]) and source.path.parent != registry.HEADERS
+                )
                 counts["barriers"] += wrapped[name] == "barrier"
             elif source.is_api(name):
                 api.add(name)

@@ -12,7 +12,7 @@ from implementations.common import registry
 from implementations.common.check import dtype_name
 from study.bench import store
 from study.bench.cells import AGAIN, KEY, SLOWER, TIMED, size_text
-from study.bench.fingerprint import fingerprint
+from study.bench.fingerprint import fingerprint, spec_fingerprint
 from study.report.estimates import Estimate, microseconds, number
 from study.speed import ratios
 
@@ -25,7 +25,10 @@ COUNTED = {  # column of counters.csv → how it is shown
     **{"l2_hit_rate": "%", "occupancy": "%", "duration_us": ",.1f"},
 }
 COLUMNS = {  # of each table, those that the report uses
-    "agreement": [*KEY, "rule", "margin", "rms", "deterministic", "status", "error", "source_hash"],
+    "agreement": [
+        *(*KEY, "rule", "margin", "rms", "deterministic", "status", "error"),
+        *("source_hash", "spec_hash"),
+    ],
     "timings": ratios.COLUMNS,
     "samples": [
         *(*TIMED, "cell", "process", "round"),
@@ -45,7 +48,7 @@ COLUMNS = {  # of each table, those that the report uses
 # What no row lacks, in the tables that have it. A line that was cut short ends before its hash.
 NEEDED = ("kernel", "backend", "status", "source_hash")
 NOT_RANKED = ("launch-bound", "no verdict")
-SOURCE = ["kernel", "backend", "source_hash"]  # of a row: what it measured
+SOURCE = ["kernel", "backend", "source_hash", "spec_hash"]  # what a row measured, and by what
 OF_A_SOURCE = (
     *("agreement", "timings", "counters", "stability"),  # of a machine
     *("complexity", "radon", "codegen", "mutants"),
@@ -100,17 +103,14 @@ class Data:
         return [
             f"{name}.csv: {kernel}-{backend}"
             for name in OF_A_SOURCE
-            for kernel, backend, _ in _stale(getattr(self, name))
+            for table in [getattr(self, name)]
+            for kernel, backend in table[_stale(table)][SOURCE[:2]].drop_duplicates().to_numpy()
         ]
 
     def current(self) -> "Data":
         """The same without the rows that `stale` names."""
-        kept = {}
-        for name in OF_A_SOURCE:
-            table = getattr(self, name)
-            old = pd.MultiIndex.from_tuples(_stale(table), names=SOURCE)
-            kept[name] = table[~pd.MultiIndex.from_frame(table[SOURCE]).isin(old)]
-        return replace(self, **kept)
+        tables = {name: getattr(self, name) for name in OF_A_SOURCE}
+        return replace(self, **{name: table[~_stale(table)] for name, table in tables.items()})
 
     def cell(self, kernel: str, backend: str, dtype: str | None = None, size: str | None = None):
         """The row of timings.csv (a Series), by default at the headline dtype and size, or None;
@@ -280,6 +280,8 @@ def _table(path: Path) -> pd.DataFrame:
     found = store.read(path)
     if missing := [name for name in columns if name not in found]:
         raise store.DamagedData(f"{path} must have the column(s) {', '.join(missing)}")
+    if "spec_hash" in found:  # rows of before have none, and are stale unless they are related
+        found = found.fillna({"spec_hash": ""})
     needed = [name for name in NEEDED if name in columns]
     lacking = found[found[needed].isna().any(axis=1)]
     if len(lacking):
@@ -343,15 +345,22 @@ def _environment(path: Path) -> dict:
         raise store.DamagedData(f"{path} is damaged and was left untouched: {error}") from error
 
 
-def _stale(table: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """The kernels, backends and hashes of which the source on the disk is another."""
-    found = []
-    for kernel, backend, measured in table[SOURCE].drop_duplicates().itertuples(index=False):
+def _stale(table: pd.DataFrame) -> pd.Series:
+    """Which rows measured another source than that on the disk, or were judged by another spec."""
+    columns = [name for name in SOURCE if name in table]
+    known = registry.kernels()
+
+    def old(kernel: str, backend: str, *hashes: str) -> bool:
         if kernel.startswith("_"):  # ceilings and the floor measure no source
-            continue
-        if kernel not in registry.kernels() or measured != fingerprint(kernel, backend):
-            found.append((kernel, backend, measured))
-    return found
+            return False
+        if kernel not in known:
+            return True
+        now = fingerprint(kernel, backend), spec_fingerprint(kernel)
+        return hashes != now[: len(hashes)]
+
+    rows = [*zip(*(table[name] for name in columns), strict=True)]
+    found = {row: old(*row) for row in dict.fromkeys(rows)}
+    return pd.Series([found[row] for row in rows], table.index, dtype=bool)
 
 
 def _by_cell(table: pd.DataFrame) -> dict[tuple, pd.Series]:

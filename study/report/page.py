@@ -67,9 +67,9 @@ def page(data: Data, markdown: str, figures_: Path) -> str:
     )
 
 
-def slug(title: str) -> str:
+def slug(heading: str) -> str:
     """A heading's anchor, as GitHub makes it."""
-    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 def _shown(kernel: str, backend: str) -> list[tuple[str, str]]:

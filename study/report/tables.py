@@ -154,7 +154,6 @@ def _timings(data: Data, kernel: str) -> list[dict]:
     unit = spec.work(spec.dtypes[0], **spec.headline).unit
     for row in data.timings[data.timings.kernel == kernel].itertuples():
         share = Estimate(row.of_ceiling, row.of_ceiling_low, row.of_ceiling_high, "%")
-        failed = isinstance(row.error, str) and row.error
         rows.append(
             {
                 "dtype": row.dtype,
@@ -167,7 +166,9 @@ def _timings(data: Data, kernel: str) -> list[dict]:
                 unit: number(row.speed),
                 "to the baseline": Estimate(row.ratio, row.ratio_low, row.ratio_high),
                 "of the limit": share,
-                "verdict": row.error if failed else row.verdict,
+                "verdict": next(
+                    (x for x in (row.error, row.verdict) if isinstance(x, str) and x), ""
+                ),
             }
         )
     return rows

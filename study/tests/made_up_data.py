@@ -19,9 +19,9 @@ from implementations.common.check import dtype_name
 from study.agree.agreement import rule_name
 from study.agree.stability import cells
 from study.bench import store
-from study.bench.cells import AGAIN, SLOWER, TIMED, Cell, size_text
-from study.bench.entries import FLOOR, TESTED, ceiling, reference, work
-from study.bench.fingerprint import fingerprint
+from study.bench.cells import SLOWER, TIMED, WARM, Cell, select, size_text
+from study.bench.entries import FLOOR, groups, reference, work
+from study.bench.fingerprint import fingerprint, spec_fingerprint
 from study.code.codegen import CLASSES
 from study.report.data import PUBLISHED, bound_by, headline
 from study.report.prose import TEXT
@@ -64,44 +64,39 @@ def samples(failed: Mapping[tuple[str, str], str]) -> pd.DataFrame:
     """
     rng = np.random.default_rng(0)
     tables = []
-
-    def add(rounds, cell, us, source="limits", clock=HIGHEST_CLOCK):
-        tables.append(
-            pd.DataFrame(
-                asdict(cell)
-                | dict(cell=rounds)
-                | dict(process=np.repeat(range(3), 20), round=np.tile(range(20), 3))
-                | dict(device_us=us * np.exp(0.01 * rng.standard_normal(60)), sm_clock_mhz=clock)
-                | dict(error="", source_hash=source)
+    for group in groups(select()):
+        # the GPU's power, of which a large product takes all
+        clock = HIGHEST_CLOCK * (0.75 if group.work.flops > 1e11 else 1)
+        for entry in group.entries:
+            limit = entry.kernel.startswith("_")
+            source = "limits" if limit else fingerprint(entry.kernel, entry.backend)
+            tables.append(
+                pd.DataFrame(
+                    asdict(entry)
+                    | dict(process=np.repeat(range(3), 20), round=np.tile(range(20), 3))
+                    | dict(device_us=_us(entry) * np.exp(0.01 * rng.standard_normal(60)))
+                    | dict(cell=str(group), sm_clock_mhz=clock, error="", source_hash=source)
+                )
             )
-        )
-
-    for kernel in registry.kernels():
-        spec = registry.spec(kernel)
-        for dtype in spec.dtypes:
-            for size in spec.timed_sizes(dtype):
-                key = dtype_name(dtype), size_text(size)
-                done, rounds = spec.work(dtype, **size), "-".join((kernel, *key))
-                best = done.speed(1) / LIMIT[done.unit]  # µs at the limit
-                moved = spec.traffic(dtype, **size) if spec.traffic else done.bytes
-                slow = max(1, moved / done.bytes)
-                # the GPU's power, of which a large product takes all
-                clock = HIGHEST_CLOCK * (0.75 if done.flops > 1e11 else 1)
-                for backend in (*registry.BACKENDS, *spec.baselines):
-                    us = slow * best / REACHED[done.unit].get(backend, 0.95) + FLOOR_US
-                    source = fingerprint(kernel, backend)
-                    add(rounds, Cell(kernel, backend, *key), us, source, clock)
-                    if backend == TESTED and size == spec.headline:
-                        for variant, factor in ((AGAIN, 1), (SLOWER, 1.05)):
-                            planted = Cell(kernel, backend, *key, variant)
-                            add(rounds, planted, factor * us, source)
-                add(rounds, ceiling(done, key[0], size), best)
-                add(rounds, FLOOR, FLOOR_US)
     table = pd.concat(tables, ignore_index=True)
     for (kernel, backend), error in failed.items():
         at = (table.kernel == kernel) & (table.backend == backend)
         table.loc[at, ["device_us", "error"]] = math.nan, error
     return table
+
+
+def _us(entry: Cell) -> float:
+    """The time of a call of an entry."""
+    if entry == FLOOR:
+        return FLOOR_US
+    done = work(entry.kernel, entry.backend, entry.dtype, entry.size)
+    best = done.speed(1) / LIMIT[done.unit]
+    if entry.kernel.startswith("_"):
+        return best
+    model = registry.spec(entry.kernel).traffic
+    moved = model(entry.torch_dtype, **entry.sizes) if model else done.bytes
+    slower = max(1, moved / done.bytes) * {SLOWER: 1.05, WARM: 0.5}.get(entry.variant, 1)
+    return slower * best / REACHED[done.unit].get(entry.backend, 0.95) + FLOOR_US
 
 
 def timings(table: pd.DataFrame) -> pd.DataFrame:
@@ -130,6 +125,7 @@ def agreement() -> pd.DataFrame:
             status="agrees",
             error="",
             source_hash=fingerprint(kernel, backend),
+            spec_hash=spec_fingerprint(kernel),
         )
         for kernel in registry.kernels()
         for backend in registry.BACKENDS

@@ -30,12 +30,12 @@ def grid_stride_copy_kernel(VEC):
         start = int64(pid) * BLOCK
         while start + BLOCK <= N:
             for p in range(PACKS):  # all loads are under way before the first store
-                src = global_address(x, start + (p * THREADS + tid) * VEC)
-                pack[p, 0], pack[p, 1], pack[p, 2], pack[p, 3] = load_global_16(src)
+                src_ptr = global_address(x, start + (p * THREADS + tid) * VEC)
+                pack[p, 0], pack[p, 1], pack[p, 2], pack[p, 3] = load_global_16(src_ptr)
 
             for p in range(PACKS):
-                dst = global_address(out, start + (p * THREADS + tid) * VEC)
-                store_global_16(dst, (pack[p, 0], pack[p, 1], pack[p, 2], pack[p, 3]))
+                dst_ptr = global_address(out, start + (p * THREADS + tid) * VEC)
+                store_global_16(dst_ptr, (pack[p, 0], pack[p, 1], pack[p, 2], pack[p, 3]))
             start += step
 
         # the last, partial BLOCK falls to the block of threads whose turn it is

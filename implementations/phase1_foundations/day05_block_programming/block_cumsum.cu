@@ -11,8 +11,8 @@ __global__ void __launch_bounds__(THREADS)
     block_cumsum_kernel(const T* __restrict__ x, T* __restrict__ out, long long N) {
     constexpr int BLOCK = THREADS * VEC, WARPS = THREADS < 32 ? 1 : THREADS / 32;
     // The lanes that a shuffle waits for: only those that exist, or it would wait for ever.
-    constexpr unsigned LANES = THREADS < 32 ? (1u << THREADS % 32) - 1 : 0xffffffff;
-    __shared__ float totals[WARPS];
+    constexpr unsigned LANE_MASK = THREADS < 32 ? (1u << THREADS % 32) - 1 : 0xffffffff;
+    __shared__ float sTotals[WARPS];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const long long i = (long long)blockIdx.x * BLOCK + threadIdx.x * VEC;  // N may exceed 2^31
 
@@ -32,20 +32,20 @@ __global__ void __launch_bounds__(THREADS)
     float before = 0.f;  // the sum of all threads before this one
 #pragma unroll
     for (int delta = 1; delta < (THREADS < 32 ? THREADS : 32); delta *= 2) {
-        const float left = __shfl_up_sync(LANES, total, delta);  // the sum of `delta` lanes before
+        const float total_before = __shfl_up_sync(LANE_MASK, total, delta);  // of `delta` lanes
         if (lane >= delta) {
-            before += left;
-            total += left;
+            before += total_before;
+            total += total_before;
         }
     }
     if constexpr (WARPS > 1) {
         // Warps meet here only. Totals are written once, so no second barrier has to guard them.
-        if (lane == 31) totals[warp] = total;
+        if (lane == 31) sTotals[warp] = total;
         __syncthreads();  // every warp's total is there
         // All lanes of a warp read the same word, which is a broadcast and no bank conflict.
 #pragma unroll
         for (int w = 0; w < WARPS - 1; ++w)
-            if (w < warp) before += totals[w];
+            if (w < warp) before += sTotals[w];
     }
 
 #pragma unroll

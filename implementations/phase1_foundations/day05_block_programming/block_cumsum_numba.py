@@ -14,11 +14,11 @@ from implementations.phase1_foundations.day05_block_programming.block_cumsum imp
 def block_cumsum_kernel(VEC, THREADS):
     BLOCK, WARPS = THREADS * VEC, max(THREADS // 32, 1)
     # the lanes that a shuffle waits for: only those that exist, or it would wait for ever
-    LANES = 2 ** min(THREADS, 32) - 1
+    LANE_MASK = 2 ** min(THREADS, 32) - 1
 
     @cuda.jit(launch_bounds=THREADS)
     def kernel(x, out):
-        totals = cuda.shared.array(WARPS, float32)
+        sTotals = cuda.shared.array(WARPS, float32)
         N = x.size
         lane, warp = cuda.threadIdx.x % 32, cuda.threadIdx.x // 32
         i = int64(cuda.blockIdx.x) * BLOCK + cuda.threadIdx.x * VEC
@@ -38,19 +38,19 @@ def block_cumsum_kernel(VEC, THREADS):
         before = float32(0)  # the sum of all threads before this one
         delta = 1
         while delta < min(THREADS, 32):
-            left = cuda.shfl_up_sync(LANES, total, delta)  # the sum of `delta` lanes before
+            total_before = cuda.shfl_up_sync(LANE_MASK, total, delta)  # of `delta` lanes
             if lane >= delta:
-                before += left
-                total += left
+                before += total_before
+                total += total_before
             delta *= 2
         if WARPS > 1:
             # warps meet here only; totals are written once, so no second barrier has to guard them
             if lane == 31:
-                totals[warp] = total
+                sTotals[warp] = total
             cuda.syncthreads()  # every warp's total is there
             for w in range(WARPS - 1):
                 if w < warp:
-                    before += totals[w]
+                    before += sTotals[w]
 
         for k in range(VEC):
             y[k] += before

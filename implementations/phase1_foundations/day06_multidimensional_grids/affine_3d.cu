@@ -42,11 +42,11 @@ __global__ void affine_3d_kernel(const T* __restrict__ x, const T* __restrict__ 
     if (n >= N) return;
 
     const auto bias = load_pack<VEC>(col_bias + n);
-    const long long first = (long long)blockIdx.z * M * N + n;  // of column n in this matrix
+    const long long start = (long long)blockIdx.z * M * N + n;  // of column n in this matrix
     if (m0 + (ROWS - 1) * step < M) {
-        affine_rows<ROWS>(x + first + m0 * N, row_scale + m0, bias, out + first + m0 * N, step, N);
+        affine_rows<ROWS>(x + start + m0 * N, row_scale + m0, bias, out + start + m0 * N, step, N);
     } else {  // at the lower edge the rows come one by one
         for (int m = m0; m < M; m += step)
-            affine_rows<1>(x + first + m * N, row_scale + m, bias, out + first + m * N, step, N);
+            affine_rows<1>(x + start + m * N, row_scale + m, bias, out + start + m * N, step, N);
     }
 }

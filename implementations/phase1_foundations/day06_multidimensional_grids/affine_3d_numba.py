@@ -15,38 +15,38 @@ ROWS = 4
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
-def affine_rows(VEC, ROWS):
+def make_affine_rows(VEC, ROWS):
     """The function that computes a pack in each of ROWS rows, which lie `step` rows of N elements
     apart. The first is row m; its pack starts at x[start]."""
     HELD = ROWS * VEC
 
     @cuda.jit(device=True)
-    def affine(x, row_scale, bias, out, start, m, step, N):
-        v = cuda.local.array(HELD, float32)  # rounded once, when it is stored
+    def affine_rows(x, row_scale, bias, out, start, m, step, N):
+        pack = cuda.local.array(HELD, float32)  # rounded once, when it is stored
         scale = cuda.local.array(ROWS, float32)
         for r in range(ROWS):  # all loads are under way before the first is used
             if VEC > 1:
-                load_pack(x, start + r * step * N, v, r * VEC)
+                load_pack(x, start + r * step * N, pack, r * VEC)
             else:
-                v[r] = load(x, start + r * step * N)
+                pack[r] = load(x, start + r * step * N)
             scale[r] = load(row_scale, m + r * step)
 
         for r in range(ROWS):
             for k in range(VEC):  # fused: the product is not rounded
-                v[r * VEC + k] = libdevice.fmaf(v[r * VEC + k], scale[r], bias[k])
+                pack[r * VEC + k] = libdevice.fmaf(pack[r * VEC + k], scale[r], bias[k])
 
         for r in range(ROWS):
             if VEC > 1:
-                store_pack(out, start + r * step * N, v, r * VEC)
+                store_pack(out, start + r * step * N, pack, r * VEC)
             else:
-                store(out, start + r * step * N, v[r])
+                store(out, start + r * step * N, pack[r])
 
-    return affine
+    return affine_rows
 
 
 @cache
 def affine_3d_kernel(VEC):
-    all_rows, one_row = affine_rows(VEC, ROWS), affine_rows(VEC, 1)
+    affine_rows, affine_row = make_affine_rows(VEC, ROWS), make_affine_rows(VEC, 1)
 
     @cuda.jit
     def kernel(x, row_scale, col_bias, out, M, N):
@@ -62,13 +62,13 @@ def affine_3d_kernel(VEC):
             load_pack(col_bias, n, bias, 0)
         else:
             bias[0] = load(col_bias, n)
-        first = int64(cuda.blockIdx.z) * M * N + n  # of column n in this matrix
+        start = int64(cuda.blockIdx.z) * M * N + n  # of column n in this matrix
         if m0 + (ROWS - 1) * step < M:
-            all_rows(x, row_scale, bias, out, first + m0 * N, m0, step, N)
+            affine_rows(x, row_scale, bias, out, start + m0 * N, m0, step, N)
         else:  # at the lower edge the rows come one by one
             m = m0
             while m < M:
-                one_row(x, row_scale, bias, out, first + m * N, m, step, N)
+                affine_row(x, row_scale, bias, out, start + m * N, m, step, N)
                 m += step
 
     return kernel

@@ -21,13 +21,13 @@ __global__ void __launch_bounds__(TILE / VEC * ROWS)
     const unsigned pid_m = M <= N ? pid % tiles_m : pid / tiles_n;
     const unsigned pid_n = M <= N ? pid / tiles_m : pid % tiles_n;
     const long long m0 = (long long)pid_m * TILE, n0 = (long long)pid_n * TILE;
-    const int c = threadIdx.x;  // the thread's squares are in column c
+    const int col = threadIdx.x;  // the thread's squares are in column col
 
     Pack<T, VEC> pack[SQUARES][VEC];
 #pragma unroll
     for (int s = 0; s < SQUARES; ++s) {  // all loads are under way before the first is used
-        const int r = s * ROWS + threadIdx.y;
-        const long long m = m0 + r * VEC, n = n0 + c * VEC;
+        const int row = s * ROWS + threadIdx.y;
+        const long long m = m0 + row * VEC, n = n0 + col * VEC;
         // VEC divides M and N, or is 1: a square lies within the matrix or beyond, as a whole.
         if (m < M && n < N)
 #pragma unroll
@@ -36,13 +36,13 @@ __global__ void __launch_bounds__(TILE / VEC * ROWS)
 
 #pragma unroll
     for (int s = 0; s < SQUARES; ++s) {
-        const int r = s * ROWS + threadIdx.y;
+        const int row = s * ROWS + threadIdx.y;
 #pragma unroll
         for (int j = 0; j < VEC; ++j) {
             Pack<T, VEC> column;
 #pragma unroll
             for (int k = 0; k < VEC; ++k) column.v[k] = pack[s][k].v[j];
-            sTile[c * VEC + j][r ^ c] = column;
+            sTile[col * VEC + j][row ^ col] = column;
         }
     }
     // From here on each thread reads what others have written.
@@ -50,11 +50,11 @@ __global__ void __launch_bounds__(TILE / VEC * ROWS)
 
 #pragma unroll
     for (int s = 0; s < SQUARES; ++s) {
-        const int r = s * ROWS + threadIdx.y;
-        const long long n = n0 + r * VEC, m = m0 + c * VEC;
+        const int row = s * ROWS + threadIdx.y;
+        const long long n = n0 + row * VEC, m = m0 + col * VEC;
         if (n < N && m < M)
 #pragma unroll
             for (int j = 0; j < VEC; ++j)
-                store_pack(out + (n + j) * M + m, sTile[r * VEC + j][c ^ r]);
+                store_pack(out + (n + j) * M + m, sTile[row * VEC + j][col ^ row]);
     }
 }

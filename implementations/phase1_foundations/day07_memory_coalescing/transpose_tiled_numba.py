@@ -31,7 +31,7 @@ def transpose_tiled_kernel(dtype, VEC, TILE):
     SQUARES = SIDE // ROWS  # of a thread
     HELD = SQUARES * VEC**2
     SIZE = TILE**2
-    read, write = (load_pack, store_pack) if VEC > 1 else (load_one, store_one)
+    load_vec, store_vec = (load_pack, store_pack) if VEC > 1 else (load_one, store_one)
 
     @cuda.jit(launch_bounds=SIDE * ROWS)
     def kernel(x, out, M, N):
@@ -47,34 +47,34 @@ def transpose_tiled_kernel(dtype, VEC, TILE):
         else:
             pid_m, pid_n = pid // tiles_n, pid % tiles_n
         m0, n0 = int64(pid_m) * TILE, int64(pid_n) * TILE
-        c = cuda.threadIdx.x  # the thread's squares are in column c
+        col = cuda.threadIdx.x  # the thread's squares are in column col
 
-        v = cuda.local.array(HELD, float32)
+        pack = cuda.local.array(HELD, float32)
         for s in range(SQUARES):
-            r = s * ROWS + cuda.threadIdx.y
-            m, n = m0 + r * VEC, n0 + c * VEC
+            row = s * ROWS + cuda.threadIdx.y
+            m, n = m0 + row * VEC, n0 + col * VEC
             # VEC divides M and N, or is 1: a square lies within the matrix or beyond, as a whole
             if m < M and n < N:
                 for k in range(VEC):
-                    read(x, (m + k) * N + n, v, (s * VEC + k) * VEC)
+                    load_vec(x, (m + k) * N + n, pack, (s * VEC + k) * VEC)
 
         column = cuda.local.array(VEC, float32)
         for s in range(SQUARES):
-            r = s * ROWS + cuda.threadIdx.y
+            row = s * ROWS + cuda.threadIdx.y
             for j in range(VEC):
                 for k in range(VEC):
-                    column[k] = v[(s * VEC + k) * VEC + j]
-                write(sTile, ((c * VEC + j) * SIDE + (r ^ c)) * VEC, column, 0)
+                    column[k] = pack[(s * VEC + k) * VEC + j]
+                store_vec(sTile, ((col * VEC + j) * SIDE + (row ^ col)) * VEC, column, 0)
         # from here on each thread reads what others have written
         cuda.syncthreads()  # the tile is complete
 
         for s in range(SQUARES):
-            r = s * ROWS + cuda.threadIdx.y
-            n, m = n0 + r * VEC, m0 + c * VEC
+            row = s * ROWS + cuda.threadIdx.y
+            n, m = n0 + row * VEC, m0 + col * VEC
             if n < N and m < M:
                 for j in range(VEC):
-                    read(sTile, ((r * VEC + j) * SIDE + (c ^ r)) * VEC, column, 0)
-                    write(out, (n + j) * M + m, column, 0)
+                    load_vec(sTile, ((row * VEC + j) * SIDE + (col ^ row)) * VEC, column, 0)
+                    store_vec(out, (n + j) * M + m, column, 0)
 
     return kernel
 

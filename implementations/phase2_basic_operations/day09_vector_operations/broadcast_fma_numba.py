@@ -15,38 +15,38 @@ ROWS = 4
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
-def fma_rows(VEC, ROWS):
+def make_fma_rows(VEC, ROWS):
     """The function that computes a pack in each of ROWS rows, which lie `step` rows of N elements
     apart. The first is row m; its pack starts at x[start]."""
     HELD = ROWS * VEC
 
     @cuda.jit(device=True)
-    def fma(x, scale, col, out, start, m, step, N):
-        v = cuda.local.array(HELD, float32)  # rounded once, when it is stored
+    def fma_rows(x, scale, col, out, start, m, step, N):
+        pack = cuda.local.array(HELD, float32)  # rounded once, when it is stored
         bias = cuda.local.array(ROWS, float32)
         for r in range(ROWS):  # all loads are under way before the first is used
             if VEC > 1:
-                load_pack(x, start + r * step * N, v, r * VEC)
+                load_pack(x, start + r * step * N, pack, r * VEC)
             else:
-                v[r] = load(x, start + r * step * N)
+                pack[r] = load(x, start + r * step * N)
             bias[r] = load(col, m + r * step)
 
         for r in range(ROWS):
             for k in range(VEC):  # fused: the product is not rounded
-                v[r * VEC + k] = libdevice.fmaf(v[r * VEC + k], scale[k], bias[r])
+                pack[r * VEC + k] = libdevice.fmaf(pack[r * VEC + k], scale[k], bias[r])
 
         for r in range(ROWS):
             if VEC > 1:
-                store_pack(out, start + r * step * N, v, r * VEC)
+                store_pack(out, start + r * step * N, pack, r * VEC)
             else:
-                store(out, start + r * step * N, v[r])
+                store(out, start + r * step * N, pack[r])
 
-    return fma
+    return fma_rows
 
 
 @cache
 def broadcast_fma_kernel(VEC):
-    all_rows, one_row = fma_rows(VEC, ROWS), fma_rows(VEC, 1)
+    fma_rows, fma_row = make_fma_rows(VEC, ROWS), make_fma_rows(VEC, 1)
 
     @cuda.jit
     def kernel(x, row, col, out, M, N):
@@ -63,11 +63,11 @@ def broadcast_fma_kernel(VEC):
         else:
             scale[0] = load(row, n)
         if m0 + (ROWS - 1) * step < M:
-            all_rows(x, scale, col, out, m0 * N + n, m0, step, N)
+            fma_rows(x, scale, col, out, m0 * N + n, m0, step, N)
         else:  # at the lower edge the rows come one by one
             m = m0
             while m < M:
-                one_row(x, scale, col, out, m * N + n, m, step, N)
+                fma_row(x, scale, col, out, m * N + n, m, step, N)
                 m += step
 
     return kernel

@@ -18,18 +18,18 @@ __device__ __forceinline__ float maximum(float a, float b) {
 template <int THREADS>
 __device__ __forceinline__ float reduce_block(float value) {
     constexpr int WARPS = THREADS / 32;
-    __shared__ float of_warp[WARPS];
+    __shared__ float sPartial[WARPS];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
 #pragma unroll
     for (int delta = 16; delta > 0; delta /= 2)
         value = maximum(value, __shfl_xor_sync(0xffffffff, value, delta));
-    if (lane == 0) of_warp[warp] = value;
+    if (lane == 0) sPartial[warp] = value;
     __syncthreads();  // every warp's largest is there
 
     // Every warp repeats the tree over the warps' results. Lanes that read the same word share one
     // access, so banks do not conflict.
-    value = of_warp[lane % WARPS];
+    value = sPartial[lane % WARPS];
 #pragma unroll
     for (int delta = WARPS / 2; delta > 0; delta /= 2)
         value = maximum(value, __shfl_xor_sync(0xffffffff, value, delta));

@@ -20,8 +20,8 @@ def vector_max(x):
     N = x.numel()
     out = torch.empty((), dtype=x.dtype, device=x.device)
     BLOCK = THREADS * PACKS * 16 // x.element_size()
-    count = min(-(-N // BLOCK), properties(x.device).programs(PROGRAMS_PER_SM))
-    partial = torch.empty(count, dtype=torch.float32, device=x.device)  # exact for all three dtypes
+    blocks = min(-(-N // BLOCK), properties(x.device).programs(PROGRAMS_PER_SM))
+    partial = torch.empty(blocks, dtype=torch.float32, device=x.device)  # exact for all dtypes
     for src, dst in ((x, partial), (partial, out)):
         template = dict(T=src.dtype, Out=dst.dtype, THREADS=THREADS, PACKS=PACKS)
         grid = (dst.numel(),)

@@ -41,8 +41,8 @@ def vector_max_kernel(x_ptr, out_ptr, N, BLOCK: tl.constexpr):
 def vector_max(x):
     check(x)
     out = torch.empty((), dtype=x.dtype, device=x.device)
-    count = min(triton.cdiv(x.nbytes, BLOCK_BYTES), properties(x.device).programs(PROGRAMS_PER_SM))
-    partial = torch.empty(count, dtype=torch.float32, device=x.device)  # exact for all three dtypes
+    blocks = min(triton.cdiv(x.nbytes, BLOCK_BYTES), properties(x.device).programs(PROGRAMS_PER_SM))
+    partial = torch.empty(blocks, dtype=torch.float32, device=x.device)  # exact for all dtypes
     for src, dst in ((x, partial), (partial, out)):
         BLOCK = BLOCK_BYTES // src.element_size()
         grid = (dst.numel(),)

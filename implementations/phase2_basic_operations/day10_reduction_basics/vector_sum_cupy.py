@@ -22,8 +22,8 @@ def vector_sum(x):
     if N == 0:
         return out.zero_()
     BLOCK = THREADS * PACKS * 16 // x.element_size()
-    count = min(-(-N // BLOCK), properties(x.device).programs(PROGRAMS_PER_SM))
-    partial = torch.empty(count, dtype=torch.float32, device=x.device)
+    blocks = min(-(-N // BLOCK), properties(x.device).programs(PROGRAMS_PER_SM))
+    partial = torch.empty(blocks, dtype=torch.float32, device=x.device)
     for src, dst in ((x, partial), (partial, out)):
         template = dict(T=src.dtype, THREADS=THREADS, PACKS=PACKS)
         grid = (dst.numel(),)

@@ -20,7 +20,7 @@ PROGRAMS_PER_SM = 64  # several times what is resident: a free multiprocessor st
 def reduce_block(value):
     """The sum of `value` over the threads of a block, in every one of them: a tree over the lanes
     of a warp, then one over the warps. Called once, so that one barrier suffices."""
-    of_warp = cuda.shared.array(WARPS, float32)
+    sPartial = cuda.shared.array(WARPS, float32)
     lane, warp = cuda.threadIdx.x % 32, cuda.threadIdx.x // 32
 
     delta = 16
@@ -28,11 +28,11 @@ def reduce_block(value):
         value += cuda.shfl_xor_sync(0xFFFFFFFF, value, delta)
         delta //= 2
     if lane == 0:
-        of_warp[warp] = value
+        sPartial[warp] = value
     cuda.syncthreads()  # every warp's sum is there
 
     # lanes that read the same word share one access, so banks do not conflict
-    value = of_warp[lane % WARPS]
+    value = sPartial[lane % WARPS]
     delta = WARPS // 2
     while delta > 0:
         value += cuda.shfl_xor_sync(0xFFFFFFFF, value, delta)
@@ -53,14 +53,14 @@ def vector_sum_kernel(VEC):
 
         # fp32: a sum in 16 bits would stop growing, or overflow
         total = float32(0)
-        v = cuda.local.array(HELD, float32)
+        pack = cuda.local.array(HELD, float32)
         start = int64(pid) * BLOCK
         while start + BLOCK <= N:
             for p in range(PACKS):  # all loads are under way before the first is used
-                load_pack(x, start + (p * THREADS + tid) * VEC, v, p * VEC)
+                load_pack(x, start + (p * THREADS + tid) * VEC, pack, p * VEC)
 
             for k in range(HELD):
-                total += v[k]
+                total += pack[k]
             start += step
 
         # the last, partial BLOCK falls to the block of threads whose turn it is
@@ -81,8 +81,8 @@ def vector_sum(x):
     if N == 0:
         return out.zero_()
     BLOCK = THREADS * PACKS * 16 // x.element_size()
-    count = min(-(-N // BLOCK), properties(x.device).programs(PROGRAMS_PER_SM))
-    partial = torch.empty(count, dtype=torch.float32, device=x.device)
+    blocks = min(-(-N // BLOCK), properties(x.device).programs(PROGRAMS_PER_SM))
+    partial = torch.empty(blocks, dtype=torch.float32, device=x.device)
     for src, dst in ((x, partial), (partial, out.view(1))):
         kernel = vector_sum_kernel(16 // src.element_size())
         launch(kernel, (dst.numel(),), (THREADS,), src, dst)

@@ -39,8 +39,8 @@ def vector_sum(x):
     out = torch.empty((), dtype=torch.float32, device=x.device)
     if N == 0:
         return out.zero_()
-    count = min(triton.cdiv(x.nbytes, BLOCK_BYTES), properties(x.device).programs(PROGRAMS_PER_SM))
-    partial = torch.empty(count, dtype=torch.float32, device=x.device)
+    blocks = min(triton.cdiv(x.nbytes, BLOCK_BYTES), properties(x.device).programs(PROGRAMS_PER_SM))
+    partial = torch.empty(blocks, dtype=torch.float32, device=x.device)
     for src, dst in ((x, partial), (partial, out)):
         BLOCK = BLOCK_BYTES // src.element_size()
         grid = (dst.numel(),)

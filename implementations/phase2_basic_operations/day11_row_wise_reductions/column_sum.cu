@@ -12,15 +12,15 @@ __global__ void __launch_bounds__(TX* TY, 5)
     column_sum_kernel(const T* __restrict__ x, float* __restrict__ out, long long M, long long N,
                       int PART) {
     constexpr int STRIP = TX * VEC;
-    __shared__ float sums[TY][STRIP];
+    __shared__ float sSums[TY][STRIP];
     const int tx = threadIdx.x, ty = threadIdx.y, tid = ty * TX + tx, part = blockIdx.y;
-    const long long strip = (long long)blockIdx.x * STRIP, start = (long long)part * PART;
+    const long long n0 = (long long)blockIdx.x * STRIP, start = (long long)part * PART;
     // Rows of this thread's part. Threads beyond the last column have none, but meet the barrier.
-    const int count = strip + tx * VEC < N ? min(M - start, (long long)PART) : 0;
-    x += start * N + strip + tx * VEC;  // neighbours along a row read neighbouring packs
+    const int count = n0 + tx * VEC < N ? min(M - start, (long long)PART) : 0;
+    x += start * N + n0 + tx * VEC;  // neighbours along a row read neighbouring packs
 
     // fp32: a sum in 16 bits would stop growing, or overflow.
-    float sum[VEC] = {};
+    float acc[VEC] = {};
     int m = ty;
     for (; m + (PACKS - 1) * TY < count; m += PACKS * TY) {
         Pack<T, VEC> pack[PACKS];
@@ -30,24 +30,24 @@ __global__ void __launch_bounds__(TX* TY, 5)
 #pragma unroll
         for (int p = 0; p < PACKS; ++p)
 #pragma unroll
-            for (int k = 0; k < VEC; ++k) sum[k] += float(pack[p].v[k]);
+            for (int k = 0; k < VEC; ++k) acc[k] += float(pack[p].v[k]);
     }
 #pragma unroll
     for (int p = 0; p < PACKS - 1; ++p)  // what is left, fewer than PACKS rows
         if (m + p * TY < count) {
             const auto pack = load_pack<VEC>(x + (m + p * TY) * N);
 #pragma unroll
-            for (int k = 0; k < VEC; ++k) sum[k] += float(pack.v[k]);
+            for (int k = 0; k < VEC; ++k) acc[k] += float(pack.v[k]);
         }
 
 #pragma unroll
-    for (int k = 0; k < VEC; ++k) sums[ty][tx * VEC + k] = sum[k];
-    __syncthreads();                       // the sums of all TY rows of threads are there
-    if (tid < STRIP && strip + tid < N) {  // from here on a thread has one column
+    for (int k = 0; k < VEC; ++k) sSums[ty][tx * VEC + k] = acc[k];
+    __syncthreads();                    // the sums of all TY rows of threads are there
+    if (tid < STRIP && n0 + tid < N) {  // from here on a thread has one column
         float total = 0.f;
         // Neighbours read neighbouring words, so banks do not conflict.
 #pragma unroll
-        for (int t = 0; t < TY; ++t) total += sums[t][tid];
-        out[part * N + strip + tid] = total;
+        for (int t = 0; t < TY; ++t) total += sSums[t][tid];
+        out[part * N + n0 + tid] = total;
     }
 }

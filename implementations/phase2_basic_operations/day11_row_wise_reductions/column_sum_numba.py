@@ -24,48 +24,48 @@ def column_sum_kernel(VEC, TX, TY):
     # unless told that 5 resident blocks are enough, the compiler saves registers and loads later
     @cuda.jit(launch_bounds=(BLOCK, 5))
     def kernel(x, out, M, N, PART):
-        sums = cuda.shared.array((TY, STRIP), float32)
+        sSums = cuda.shared.array((TY, STRIP), float32)
         tx, ty, part = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockIdx.y
         tid = ty * TX + tx
-        strip = int64(cuda.blockIdx.x) * STRIP
-        start = part * PART * N + strip + tx * VEC  # neighbours along a row read neighbouring packs
+        n0 = int64(cuda.blockIdx.x) * STRIP
+        start = part * PART * N + n0 + tx * VEC  # neighbours along a row read neighbouring packs
         # rows of this thread's part; threads beyond the last column have none, but meet the barrier
-        count = min(M - part * PART, PART) if strip + tx * VEC < N else 0
+        count = min(M - part * PART, PART) if n0 + tx * VEC < N else 0
 
-        v = cuda.local.array(HELD, float32)
+        pack = cuda.local.array(HELD, float32)
         # fp32: a sum in 16 bits would stop growing, or overflow
-        sum = cuda.local.array(VEC, float32)
+        acc = cuda.local.array(VEC, float32)
         for k in range(VEC):
-            sum[k] = float32(0)
+            acc[k] = float32(0)
         m = int64(ty)
         while m + (PACKS - 1) * TY < count:
             for p in range(PACKS):  # all loads are under way before the first is used
                 if VEC > 1:
-                    load_pack(x, start + (m + p * TY) * N, v, p * VEC)
+                    load_pack(x, start + (m + p * TY) * N, pack, p * VEC)
                 else:
-                    v[p] = load(x, start + (m + p * TY) * N)
+                    pack[p] = load(x, start + (m + p * TY) * N)
             for p in range(PACKS):
                 for k in range(VEC):
-                    sum[k] += v[p * VEC + k]
+                    acc[k] += pack[p * VEC + k]
             m += PACKS * TY
         for p in range(PACKS - 1):  # what is left, fewer than PACKS rows
             if m + p * TY < count:
                 if VEC > 1:
-                    load_pack(x, start + (m + p * TY) * N, v, 0)
+                    load_pack(x, start + (m + p * TY) * N, pack, 0)
                 else:
-                    v[0] = load(x, start + (m + p * TY) * N)
+                    pack[0] = load(x, start + (m + p * TY) * N)
                 for k in range(VEC):
-                    sum[k] += v[k]
+                    acc[k] += pack[k]
 
         for k in range(VEC):
-            sums[ty, tx * VEC + k] = sum[k]
+            sSums[ty, tx * VEC + k] = acc[k]
         cuda.syncthreads()  # the sums of all TY rows of threads are there
-        if tid < STRIP and strip + tid < N:  # from here on a thread has one column
+        if tid < STRIP and n0 + tid < N:  # from here on a thread has one column
             total = float32(0)
             # neighbours read neighbouring words, so banks do not conflict
             for t in range(TY):
-                total += sums[t, tid]
-            out[part * N + strip + tid] = total
+                total += sSums[t, tid]
+            out[part * N + n0 + tid] = total
 
     return kernel
 

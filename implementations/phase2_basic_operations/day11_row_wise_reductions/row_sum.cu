@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(THREADS* ROWS, 5)
     x += row * N + start;  // 64-bit: M * N may exceed 2^31
 
     // fp32: a sum in 16 bits would stop growing, or overflow.
-    float sum[VEC] = {};
+    float acc[VEC] = {};
     int n = tx * VEC;  // neighbours read neighbouring packs
     for (; n + (PACKS - 1) * STEP < count; n += PACKS * STEP) {
         Pack<T, VEC> pack[PACKS];
@@ -30,30 +30,30 @@ __global__ void __launch_bounds__(THREADS* ROWS, 5)
 #pragma unroll
         for (int p = 0; p < PACKS; ++p)
 #pragma unroll
-            for (int k = 0; k < VEC; ++k) sum[k] += float(pack[p].v[k]);
+            for (int k = 0; k < VEC; ++k) acc[k] += float(pack[p].v[k]);
     }
 #pragma unroll
     for (int p = 0; p < PACKS - 1; ++p)  // what is left, fewer than PACKS packs
         if (n + p * STEP < count) {
             const auto pack = load_pack<VEC>(x + n + p * STEP);
 #pragma unroll
-            for (int k = 0; k < VEC; ++k) sum[k] += float(pack.v[k]);
+            for (int k = 0; k < VEC; ++k) acc[k] += float(pack.v[k]);
         }
 
     float total = 0.f;
 #pragma unroll
-    for (int k = 0; k < VEC; ++k) total += sum[k];
+    for (int k = 0; k < VEC; ++k) total += acc[k];
 #pragma unroll
     for (int delta = (THREADS < 32 ? THREADS : 32) / 2; delta > 0; delta /= 2)
         total += __shfl_xor_sync(0xffffffff, total, delta);
     if constexpr (WARPS > 1) {
         // Written once and read after the one barrier, by all threads the same word: a broadcast.
-        __shared__ float totals[WARPS];
-        if (tx % 32 == 0) totals[tx / 32] = total;
+        __shared__ float sPartial[WARPS];
+        if (tx % 32 == 0) sPartial[tx / 32] = total;
         __syncthreads();  // every warp's total is there
         total = 0.f;
 #pragma unroll
-        for (int w = 0; w < WARPS; ++w) total += totals[w];
+        for (int w = 0; w < WARPS; ++w) total += sPartial[w];
     }
 
     if (tx == 0 && row < M) out[row * parts + part] = total;

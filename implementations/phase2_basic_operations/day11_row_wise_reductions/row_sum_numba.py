@@ -21,55 +21,55 @@ def row_sum_kernel(VEC, THREADS, ROWS):
     # unless told that 5 resident blocks are enough, the compiler saves registers and loads later
     @cuda.jit(launch_bounds=(BLOCK, 5))
     def kernel(x, out, M, N, PART, parts):
-        totals = cuda.shared.array(32, float32)
+        sPartial = cuda.shared.array(32, float32)
         tx = cuda.threadIdx.x
-        group = int64(uint32(cuda.blockIdx.x) // uint32(parts))  # signed, it would take long
-        part = cuda.blockIdx.x - group * parts
-        row = group * ROWS + cuda.threadIdx.y
+        pid_m = int64(uint32(cuda.blockIdx.x) // uint32(parts))  # signed, it would take long
+        part = cuda.blockIdx.x - pid_m * parts
+        row = pid_m * ROWS + cuda.threadIdx.y
         start = row * N + part * PART
         # threads beyond the last row have nothing to add, but still take part in the shuffles
         count = min(N - part * PART, PART) if row < M else 0
 
-        v = cuda.local.array(HELD, float32)
+        pack = cuda.local.array(HELD, float32)
         # fp32: a sum in 16 bits would stop growing, or overflow
-        sum = cuda.local.array(VEC, float32)
+        acc = cuda.local.array(VEC, float32)
         for k in range(VEC):
-            sum[k] = float32(0)
+            acc[k] = float32(0)
         n = tx * VEC  # neighbours read neighbouring packs
         while n + (PACKS - 1) * STEP < count:
             for p in range(PACKS):  # all loads are under way before the first is used
                 if VEC > 1:
-                    load_pack(x, start + n + p * STEP, v, p * VEC)
+                    load_pack(x, start + n + p * STEP, pack, p * VEC)
                 else:
-                    v[p] = load(x, start + n + p * STEP)
+                    pack[p] = load(x, start + n + p * STEP)
             for p in range(PACKS):
                 for k in range(VEC):
-                    sum[k] += v[p * VEC + k]
+                    acc[k] += pack[p * VEC + k]
             n += PACKS * STEP
         for p in range(PACKS - 1):  # what is left, fewer than PACKS packs
             if n + p * STEP < count:
                 if VEC > 1:
-                    load_pack(x, start + n + p * STEP, v, 0)
+                    load_pack(x, start + n + p * STEP, pack, 0)
                 else:
-                    v[0] = load(x, start + n + p * STEP)
+                    pack[0] = load(x, start + n + p * STEP)
                 for k in range(VEC):
-                    sum[k] += v[k]
+                    acc[k] += pack[k]
 
         total = float32(0)
         for k in range(VEC):
-            total += sum[k]
+            total += acc[k]
         delta = min(THREADS, 32) // 2
         while delta > 0:
             total += cuda.shfl_xor_sync(0xFFFFFFFF, total, delta)
             delta //= 2
-        # totals: written once and read after the one barrier, by all threads the same word
+        # sPartial: written once and read after the one barrier, by all threads the same word
         if WARPS > 1:
             if tx % 32 == 0:
-                totals[tx // 32] = total
+                sPartial[tx // 32] = total
             cuda.syncthreads()  # every warp's total is there
             total = float32(0)
             for w in range(WARPS):
-                total += totals[w]
+                total += sPartial[w]
 
         if tx == 0 and row < M:
             out[row * parts + part] = total

@@ -4,7 +4,7 @@
 //
 // T: the element type. VEC: elements of a pack of 16 bytes, 1 where rows are not aligned. PACKS:
 // packs of a thread in a step. THREADS: the threads of a row, a power of two. ROWS: the rows of a
-// block, 1 where THREADS exceed a warp: `partial` has room for the warps of one row.
+// block, 1 where THREADS exceed a warp: `sPartial` has room for the warps of one row.
 #include <math_constants.h>
 
 #include "access.cuh"
@@ -30,7 +30,7 @@ template <typename T, int VEC, int PACKS, int THREADS, int ROWS>
 __global__ void __launch_bounds__(THREADS* ROWS)
     softmax_naive_kernel(const T* __restrict__ x, T* __restrict__ out, int M, long long N) {
     constexpr int STEP = THREADS * PACKS * VEC;
-    __shared__ float partial[32];
+    __shared__ float sPartial[32];
     const long long row = (long long)blockIdx.x * ROWS + threadIdx.y;
     const long long end = row < M ? N : 0;  // beyond the last row, take part in the shuffles only
     x += row * N;
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(THREADS* ROWS)
             for (int k = 0; k < VEC; ++k) l += __expf(float(pack[p].v[k]));
     }
     // All threads of the block come here: the reduction has a barrier.
-    const float scale = 1.f / reduce_row<THREADS>(l, partial, 0.f, Sum());
+    const float scale = 1.f / reduce_row<THREADS>(l, sPartial, 0.f, Sum());
 
     // The second read comes from the L2 while the rows under way fit there.
     for (long long n = threadIdx.x * VEC; n < end; n += STEP) {

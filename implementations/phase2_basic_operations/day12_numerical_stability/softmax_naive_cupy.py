@@ -25,7 +25,7 @@ def softmax_naive(x):
         packs = N // VEC
         threads = min(max(min(packs, 32), packs // PACKS), MAX_THREADS)
         THREADS = 1 << (threads - 1).bit_length()
-        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # `partial` holds one row's warps
+        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # `sPartial` holds one row's warps
         template = dict(T=x.dtype, VEC=VEC, PACKS=PACKS, THREADS=THREADS, ROWS=ROWS)
         SOURCE.launch(
             "softmax_naive_kernel", (-(-M // ROWS),), (THREADS, ROWS), x, out, M, N, **template

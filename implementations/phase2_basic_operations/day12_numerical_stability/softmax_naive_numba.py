@@ -18,62 +18,62 @@ INF = float32(float("inf"))
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
-def load_step(VEC, THREADS):
-    """The function that loads a thread's packs of one step into v, the first from x[start + n] on.
-    Beyond N they are -inf, whose exponential adds nothing to a sum."""
+def make_load_step(VEC, THREADS):
+    """The function that loads a thread's packs of one step, the first from x[start + n] on. Beyond
+    N they are -inf, whose exponential adds nothing to a sum."""
 
     @cuda.jit(device=True)
-    def load_packs(x, start, n, N, v):
+    def load_step(x, start, n, N, pack):
         for p in range(PACKS):
             at = n + p * THREADS * VEC  # neighbours read neighbouring packs
             if at < N:
                 if VEC > 1:
-                    load_pack(x, start + at, v, p * VEC)
+                    load_pack(x, start + at, pack, p * VEC)
                 else:
-                    v[p] = load(x, start + at)
+                    pack[p] = load(x, start + at)
             else:
                 for k in range(VEC):
-                    v[p * VEC + k] = -INF
+                    pack[p * VEC + k] = -INF
 
-    return load_packs
+    return load_step
 
 
 @cache
 def softmax_naive_kernel(VEC, THREADS, ROWS):
     HELD, STEP = PACKS * VEC, THREADS * PACKS * VEC
-    load_packs = load_step(VEC, THREADS)
+    load_step = make_load_step(VEC, THREADS)
     reduce_sum = reduce_row(THREADS, Sum, float32(0))
 
     @cuda.jit(launch_bounds=THREADS * ROWS)
     def kernel(x, out, M, N):
-        partial = cuda.shared.array(32, float32)
+        sPartial = cuda.shared.array(32, float32)
         row = int64(cuda.blockIdx.x) * ROWS + cuda.threadIdx.y
         end = N if row < M else 0  # beyond the last row, take part in the shuffles only
         start = row * N
 
-        v = cuda.local.array(HELD, float32)
+        pack = cuda.local.array(HELD, float32)
         # fp32: a sum in 16 bits would stop growing
         l = float32(0)
         for n in range(cuda.threadIdx.x * VEC, end, STEP):
-            load_packs(x, start, n, N, v)
+            load_step(x, start, n, N, pack)
             for k in range(HELD):
                 # nothing is subtracted: for elements above 88.7 this is infinite
-                l += libdevice.fast_expf(v[k])
+                l += libdevice.fast_expf(pack[k])
         # all threads of the block come here: the reduction has a barrier
-        scale = float32(1) / reduce_sum(l, partial)
+        scale = float32(1) / reduce_sum(l, sPartial)
 
         # the second read comes from the L2 while the rows under way fit there
         for n in range(cuda.threadIdx.x * VEC, end, STEP):
-            load_packs(x, start, n, N, v)
+            load_step(x, start, n, N, pack)
             for k in range(HELD):
-                v[k] = libdevice.fast_expf(v[k]) * scale
+                pack[k] = libdevice.fast_expf(pack[k]) * scale
             for p in range(PACKS):
                 at = n + p * THREADS * VEC
                 if at < N:
                     if VEC > 1:
-                        store_pack(out, start + at, v, p * VEC)
+                        store_pack(out, start + at, pack, p * VEC)
                     else:
-                        store(out, start + at, v[p])
+                        store(out, start + at, pack[p])
 
     return kernel
 
@@ -89,7 +89,7 @@ def softmax_naive(x):
         packs = N // VEC
         threads = min(max(min(packs, 32), packs // PACKS), MAX_THREADS)
         THREADS = 1 << (threads - 1).bit_length()
-        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # `partial` holds one row's warps
+        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # `sPartial` holds one row's warps
         kernel = softmax_naive_kernel(VEC, THREADS, ROWS)
         launch(kernel, (-(-M // ROWS),), (THREADS, ROWS), x.view(-1), out.view(-1), M, N)
     return out

@@ -5,7 +5,7 @@
 //
 // T: the element type. VEC: elements of a pack of 16 bytes, 1 where rows are not aligned. PACKS:
 // packs of a thread in a step. THREADS: the threads of a row, a power of two. ROWS: the rows of a
-// block, 1 where THREADS exceed a warp: `partial` has room for the warps of one row.
+// block, 1 where THREADS exceed a warp: `sPartial` has room for the warps of one row.
 #include <math_constants.h>
 
 #include "access.cuh"
@@ -31,7 +31,7 @@ __device__ __forceinline__ void load_step(Pack<T, VEC> (&pack)[PACKS], const T* 
 template <typename T, int VEC, int PACKS, int THREADS, int ROWS>
 __global__ void __launch_bounds__(THREADS* ROWS)
     softmax_safe_max_kernel(const T* __restrict__ x, float* __restrict__ m, int M, long long N) {
-    __shared__ float partial[32];
+    __shared__ float sPartial[32];
     const long long row = (long long)blockIdx.x * ROWS + threadIdx.y;
     const long long end = row < M ? N : 0;  // beyond the last row, take part in the shuffles only
     x += row * N;
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(THREADS* ROWS)
             for (int k = 0; k < VEC; ++k) m_i = fmaxf(m_i, float(pack[p].v[k]));
     }
     // All threads of the block come here: the reduction has a barrier.
-    m_i = reduce_row<THREADS>(m_i, partial, -CUDART_INF_F, Max());
+    m_i = reduce_row<THREADS>(m_i, sPartial, -CUDART_INF_F, Max());
 
     if (row < M && threadIdx.x == 0) m[row] = m_i;
 }
@@ -57,7 +57,7 @@ template <typename T, int VEC, int PACKS, int THREADS, int ROWS>
 __global__ void __launch_bounds__(THREADS* ROWS)
     softmax_safe_sum_kernel(const T* __restrict__ x, const float* __restrict__ m,
                             float* __restrict__ l, int M, long long N) {
-    __shared__ float partial[32];
+    __shared__ float sPartial[32];
     const long long row = (long long)blockIdx.x * ROWS + threadIdx.y;
     const long long end = row < M ? N : 0;
     const float m_i = row < M ? m[row] : 0.f;
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(THREADS* ROWS)
             for (int k = 0; k < VEC; ++k) l_i += __expf(float(pack[p].v[k]) - m_i);
     }
     // All threads of the block come here: the reduction has a barrier.
-    l_i = reduce_row<THREADS>(l_i, partial, 0.f, Sum());
+    l_i = reduce_row<THREADS>(l_i, sPartial, 0.f, Sum());
 
     if (row < M && threadIdx.x == 0) l[row] = l_i;
 }

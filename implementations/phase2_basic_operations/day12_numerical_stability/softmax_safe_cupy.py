@@ -27,7 +27,7 @@ def softmax_safe(x):
         packs = N // VEC
         threads = min(max(min(packs, 32), packs // PACKS), MAX_THREADS)
         THREADS = 1 << (threads - 1).bit_length()
-        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # `partial` holds one row's warps
+        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # `sPartial` holds one row's warps
         grid, block = (-(-M // ROWS),), (THREADS, ROWS)
         template = dict(T=x.dtype, VEC=VEC, PACKS=PACKS, THREADS=THREADS, ROWS=ROWS)
         # a kernel begins when the one before has ended: no other barrier spans the grid

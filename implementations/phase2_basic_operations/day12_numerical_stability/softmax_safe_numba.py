@@ -18,47 +18,47 @@ INF = float32(float("inf"))
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
-def load_step(VEC, THREADS):
-    """The function that loads a thread's packs of one step into v, the first from x[start + n] on.
-    Beyond N they are -inf, which changes no maximum and adds nothing to a sum of exponentials."""
+def make_load_step(VEC, THREADS):
+    """The function that loads a thread's packs of one step, the first from x[start + n] on. Beyond
+    N they are -inf, which changes no maximum and adds nothing to a sum of exponentials."""
 
     @cuda.jit(device=True)
-    def load_packs(x, start, n, N, v):
+    def load_step(x, start, n, N, pack):
         for p in range(PACKS):
             at = n + p * THREADS * VEC  # neighbours read neighbouring packs
             if at < N:
                 if VEC > 1:
-                    load_pack(x, start + at, v, p * VEC)
+                    load_pack(x, start + at, pack, p * VEC)
                 else:
-                    v[p] = load(x, start + at)
+                    pack[p] = load(x, start + at)
             else:
                 for k in range(VEC):
-                    v[p * VEC + k] = -INF
+                    pack[p * VEC + k] = -INF
 
-    return load_packs
+    return load_step
 
 
 @cache
 def softmax_safe_max_kernel(VEC, THREADS, ROWS):
     HELD, STEP = PACKS * VEC, THREADS * PACKS * VEC
-    load_packs = load_step(VEC, THREADS)
+    load_step = make_load_step(VEC, THREADS)
     reduce_max = reduce_row(THREADS, Max, -INF)
 
     @cuda.jit(launch_bounds=THREADS * ROWS)
     def kernel(x, m, M, N):
-        partial = cuda.shared.array(32, float32)
+        sPartial = cuda.shared.array(32, float32)
         row = int64(cuda.blockIdx.x) * ROWS + cuda.threadIdx.y
         end = N if row < M else 0  # beyond the last row, take part in the shuffles only
 
-        v = cuda.local.array(HELD, float32)
+        pack = cuda.local.array(HELD, float32)
         m_i = -INF
         for n in range(cuda.threadIdx.x * VEC, end, STEP):
-            load_packs(x, row * N, n, N, v)
+            load_step(x, row * N, n, N, pack)
             for k in range(HELD):
                 # fmaxf drops a NaN; the next kernel takes it into the sum, so all the row is NaN
-                m_i = libdevice.fmaxf(m_i, v[k])
+                m_i = libdevice.fmaxf(m_i, pack[k])
         # all threads of the block come here: the reduction has a barrier
-        m_i = reduce_max(m_i, partial)
+        m_i = reduce_max(m_i, sPartial)
 
         if row < M and cuda.threadIdx.x == 0:
             m[row] = m_i
@@ -69,26 +69,26 @@ def softmax_safe_max_kernel(VEC, THREADS, ROWS):
 @cache
 def softmax_safe_sum_kernel(VEC, THREADS, ROWS):
     HELD, STEP = PACKS * VEC, THREADS * PACKS * VEC
-    load_packs = load_step(VEC, THREADS)
+    load_step = make_load_step(VEC, THREADS)
     reduce_sum = reduce_row(THREADS, Sum, float32(0))
 
     @cuda.jit(launch_bounds=THREADS * ROWS)
     def kernel(x, m, l, M, N):
-        partial = cuda.shared.array(32, float32)
+        sPartial = cuda.shared.array(32, float32)
         row = int64(cuda.blockIdx.x) * ROWS + cuda.threadIdx.y
         end = N if row < M else 0
         m_i = m[row] if row < M else float32(0)
 
-        v = cuda.local.array(HELD, float32)
+        pack = cuda.local.array(HELD, float32)
         # fp32: a sum in 16 bits would stop growing
         l_i = float32(0)
         for n in range(cuda.threadIdx.x * VEC, end, STEP):
-            load_packs(x, row * N, n, N, v)
+            load_step(x, row * N, n, N, pack)
             for k in range(HELD):
                 # at most 1, as m_i is the largest element: the sum cannot overflow
-                l_i += libdevice.fast_expf(v[k] - m_i)
+                l_i += libdevice.fast_expf(pack[k] - m_i)
         # all threads of the block come here: the reduction has a barrier
-        l_i = reduce_sum(l_i, partial)
+        l_i = reduce_sum(l_i, sPartial)
 
         if row < M and cuda.threadIdx.x == 0:
             l[row] = l_i
@@ -99,7 +99,7 @@ def softmax_safe_sum_kernel(VEC, THREADS, ROWS):
 @cache
 def softmax_safe_divide_kernel(VEC, THREADS, ROWS):
     HELD, STEP = PACKS * VEC, THREADS * PACKS * VEC
-    load_packs = load_step(VEC, THREADS)
+    load_step = make_load_step(VEC, THREADS)
 
     @cuda.jit(launch_bounds=THREADS * ROWS)
     def kernel(x, m, l, out, M, N):
@@ -109,18 +109,18 @@ def softmax_safe_divide_kernel(VEC, THREADS, ROWS):
             return
         m_i, scale = m[row], float32(1) / l[row]
 
-        v = cuda.local.array(HELD, float32)
+        pack = cuda.local.array(HELD, float32)
         for n in range(cuda.threadIdx.x * VEC, N, STEP):
-            load_packs(x, row * N, n, N, v)
+            load_step(x, row * N, n, N, pack)
             for k in range(HELD):
-                v[k] = libdevice.fast_expf(v[k] - m_i) * scale
+                pack[k] = libdevice.fast_expf(pack[k] - m_i) * scale
             for p in range(PACKS):
                 at = n + p * THREADS * VEC
                 if at < N:
                     if VEC > 1:
-                        store_pack(out, row * N + at, v, p * VEC)
+                        store_pack(out, row * N + at, pack, p * VEC)
                     else:
-                        store(out, row * N + at, v[p])
+                        store(out, row * N + at, pack[p])
 
     return kernel
 
@@ -138,12 +138,12 @@ def softmax_safe(x):
         packs = N // VEC
         threads = min(max(min(packs, 32), packs // PACKS), MAX_THREADS)
         THREADS = 1 << (threads - 1).bit_length()
-        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # `partial` holds one row's warps
+        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # `sPartial` holds one row's warps
         grid, block = (-(-M // ROWS),), (THREADS, ROWS)
-        of = VEC, THREADS, ROWS
-        x, y = x.view(-1), out.view(-1)
+        template = VEC, THREADS, ROWS
+        flat_x, flat_out = x.view(-1), out.view(-1)
         # a kernel begins when the one before has ended: no other barrier spans the grid
-        launch(softmax_safe_max_kernel(*of), grid, block, x, m, M, N)
-        launch(softmax_safe_sum_kernel(*of), grid, block, x, m, l, M, N)
-        launch(softmax_safe_divide_kernel(*of), grid, block, x, m, l, y, M, N)
+        launch(softmax_safe_max_kernel(*template), grid, block, flat_x, m, M, N)
+        launch(softmax_safe_sum_kernel(*template), grid, block, flat_x, m, l, M, N)
+        launch(softmax_safe_divide_kernel(*template), grid, block, flat_x, m, l, flat_out, M, N)
     return out

@@ -77,9 +77,9 @@ def softmax_safe(x):
         BLOCK_N = min(triton.next_power_of_2(N), MAX_WARPS * PER_WARP)
         ROWS = max(1, NUM_WARPS * PER_WARP // BLOCK_N)
         num_warps = ROWS * BLOCK_N // PER_WARP
-        grid, of = (triton.cdiv(M, ROWS),), (M, N, ROWS, BLOCK_N)
+        grid, sizes = (triton.cdiv(M, ROWS),), (M, N, ROWS, BLOCK_N)
         # a kernel begins when the one before has ended: no other barrier spans the grid
-        softmax_safe_max_kernel[grid](x, m, *of, num_warps=num_warps)
-        softmax_safe_sum_kernel[grid](x, m, l, *of, num_warps=num_warps)
-        softmax_safe_divide_kernel[grid](x, m, l, out, *of, num_warps=num_warps)
+        softmax_safe_max_kernel[grid](x, m, *sizes, num_warps=num_warps)
+        softmax_safe_sum_kernel[grid](x, m, l, *sizes, num_warps=num_warps)
+        softmax_safe_divide_kernel[grid](x, m, l, out, *sizes, num_warps=num_warps)
     return out

@@ -4,7 +4,7 @@
 //
 // T: the element type. VEC: elements of a pack of 16 bytes, 1 where rows are not aligned. PACKS:
 // packs that a thread holds. THREADS: the threads of a row, a power of two. ROWS: the rows of a
-// block, 1 where THREADS exceed a warp: `partial` has room for the warps of one row.
+// block, 1 where THREADS exceed a warp: shared memory has room for the warps of one row.
 #include <math_constants.h>
 
 #include "access.cuh"
@@ -14,7 +14,7 @@ template <typename T, int VEC, int PACKS, int THREADS, int ROWS>
 __global__ void __launch_bounds__(THREADS* ROWS)
     softmax_fused_kernel(const T* __restrict__ x, T* __restrict__ out, int M, int N) {
     // One for each reduction: a warp may write its sum while another still reads the maxima.
-    __shared__ float partial_max[32], partial_sum[32];
+    __shared__ float sPartialMax[32], sPartialSum[32];
     const int row = blockIdx.x * ROWS + threadIdx.y;
     const bool in_rows = row < M;  // threads beyond the last row still take part in the shuffles
     x += (long long)row * N;
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(THREADS* ROWS)
             // fmaxf drops a NaN, whose exponential then makes the sum NaN.
             m = fmaxf(m, v[p][k]);
         }
-    m = reduce_row<THREADS>(m, partial_max, -CUDART_INF_F, Max());
+    m = reduce_row<THREADS>(m, sPartialMax, -CUDART_INF_F, Max());
 
     float l = 0.f;
 #pragma unroll
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(THREADS* ROWS)
             v[p][k] = __expf(v[p][k] - m);
             l += v[p][k];
         }
-    l = reduce_row<THREADS>(l, partial_sum, 0.f, Sum());
+    l = reduce_row<THREADS>(l, sPartialSum, 0.f, Sum());
 
     // One division a row. Rows beyond the last have NaN here, and store nothing.
     const float scale = 1.f / l;

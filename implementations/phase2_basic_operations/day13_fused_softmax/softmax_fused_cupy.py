@@ -25,7 +25,7 @@ def softmax_fused(x):
         threads = max(min(packs, 32), -(-N // PER_THREAD))
         THREADS = 1 << (threads - 1).bit_length()
         PACKS = -(-packs // THREADS)
-        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # `partial` holds one row's warps
+        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory
         template = dict(T=x.dtype, VEC=VEC, PACKS=PACKS, THREADS=THREADS, ROWS=ROWS)
         SOURCE.launch(
             "softmax_fused_kernel", (-(-M // ROWS),), (THREADS, ROWS), x, out, M, N, **template

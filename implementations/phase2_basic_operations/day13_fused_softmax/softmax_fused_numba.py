@@ -25,8 +25,8 @@ def softmax_fused_kernel(VEC, PACKS, THREADS, ROWS):
     @cuda.jit(launch_bounds=THREADS * ROWS)
     def kernel(x, out, M, N):
         # one for each reduction: a warp may write its sum while another still reads the maxima
-        partial_max = cuda.shared.array(32, float32)
-        partial_sum = cuda.shared.array(32, float32)
+        sPartialMax = cuda.shared.array(32, float32)
+        sPartialSum = cuda.shared.array(32, float32)
         row = cuda.blockIdx.x * ROWS + cuda.threadIdx.y
         in_rows = row < M  # threads beyond the last row still take part in the shuffles
         start = int64(row) * N
@@ -47,13 +47,13 @@ def softmax_fused_kernel(VEC, PACKS, THREADS, ROWS):
         for k in range(HELD):
             # fmaxf drops a NaN, whose exponential then makes the sum NaN
             m = libdevice.fmaxf(m, v[k])
-        m = reduce_max(m, partial_max)
+        m = reduce_max(m, sPartialMax)
 
         l = float32(0)
         for k in range(HELD):
             v[k] = libdevice.fast_expf(v[k] - m)
             l += v[k]
-        l = reduce_sum(l, partial_sum)
+        l = reduce_sum(l, sPartialSum)
 
         # one division a row; rows beyond the last have NaN here, and store nothing
         scale = float32(1) / l
@@ -82,7 +82,7 @@ def softmax_fused(x):
         threads = max(min(packs, 32), -(-N // PER_THREAD))
         THREADS = 1 << (threads - 1).bit_length()
         PACKS = -(-packs // THREADS)
-        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # `partial` holds one row's warps
+        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory
         kernel = softmax_fused_kernel(VEC, PACKS, THREADS, ROWS)
         launch(kernel, (-(-M // ROWS),), (THREADS, ROWS), x.view(-1), out.view(-1), M, N)
     return out

@@ -29,23 +29,23 @@ __device__ MaxSum merge(MaxSum a, MaxSum b) {
 
 // The pair of LANES neighbouring lanes together, in each of them: they exchange their pairs.
 template <int LANES>
-__device__ MaxSum merge_lanes(MaxSum mine) {
+__device__ MaxSum merge_lanes(MaxSum pair) {
 #pragma unroll
     for (int delta = LANES / 2; delta > 0; delta /= 2) {
-        const float m = __shfl_xor_sync(0xffffffff, mine.m, delta);
-        const float l = __shfl_xor_sync(0xffffffff, mine.l, delta);
-        mine = merge(mine, {m, l});
+        const float m_b = __shfl_xor_sync(0xffffffff, pair.m, delta);
+        const float l_b = __shfl_xor_sync(0xffffffff, pair.l, delta);
+        pair = merge(pair, {m_b, l_b});
     }
-    return mine;
+    return pair;
 }
 
 // The pair of the whole row, in each of its threads. `rank`: this block's place in the cluster.
 template <int THREADS, int CLUSTER>
-__device__ MaxSum merge_row(MaxSum mine, int rank) {
-    mine = merge_lanes<(THREADS < 32 ? THREADS : 32)>(mine);
+__device__ MaxSum merge_row(MaxSum pair, int rank) {
+    pair = merge_lanes<(THREADS < 32 ? THREADS : 32)>(pair);
     if constexpr (THREADS > 32) {
         constexpr int WARPS = CLUSTER * THREADS / 32;
-        __shared__ float m_of_warp[WARPS], l_of_warp[WARPS];
+        __shared__ float sM[WARPS], sL[WARPS];
         const int lane = threadIdx.x % 32, warp = rank * (THREADS / 32) + threadIdx.x / 32;
         if constexpr (CLUSTER > 1) {
             // Shared memory of a block that has not begun may not be written, and that of a block
@@ -53,34 +53,34 @@ __device__ MaxSum merge_row(MaxSum mine, int rank) {
             cluster_barrier_wait();  // the other blocks have begun
             // Each lane takes one block, so that every block has the pairs of all warps.
             if (lane < CLUSTER) {
-                store_remote(&m_of_warp[warp], lane, mine.m);
-                store_remote(&l_of_warp[warp], lane, mine.l);
+                store_remote(&sM[warp], lane, pair.m);
+                store_remote(&sL[warp], lane, pair.l);
             }
             cluster_barrier();  // all is there; a block that ends now is not written to any more
         } else {
             if (lane == 0) {
-                m_of_warp[warp] = mine.m;
-                l_of_warp[warp] = mine.l;
+                sM[warp] = pair.m;
+                sL[warp] = pair.l;
             }
             __syncthreads();
         }
         // Every warp's pair is there, and every warp merges them all. Neighbours read neighbouring
         // words, so banks do not conflict.
-        mine = {LOWEST, 0.f};
+        pair = {LOWEST, 0.f};
 #pragma unroll
-        for (int w = lane; w < WARPS; w += 32) mine = merge(mine, {m_of_warp[w], l_of_warp[w]});
-        mine = merge_lanes<32>(mine);
+        for (int w = lane; w < WARPS; w += 32) pair = merge(pair, {sM[w], sL[w]});
+        pair = merge_lanes<32>(pair);
     }
-    return mine;
+    return pair;
 }
 
-// Loads thread t's packs of the `count` elements from `x` on. Beyond these they are -inf, which
-// changes no maximum, and whose exponential adds nothing to a sum.
+// Loads the packs of the row's thread `row_tid`, of the `count` elements from `x` on. Beyond these
+// they are -inf, which changes no maximum, and whose exponential adds nothing to a sum.
 template <int STEP, typename T, int VEC, int PACKS>
-__device__ void load_packs(Pack<T, VEC> (&pack)[PACKS], const T* x, int t, int count) {
+__device__ void load_packs(Pack<T, VEC> (&pack)[PACKS], const T* x, int row_tid, int count) {
 #pragma unroll
-    for (int p = 0; p < PACKS; ++p) {        // all loads are under way before the first is used
-        const int n = (p * STEP + t) * VEC;  // neighbours read neighbouring packs
+    for (int p = 0; p < PACKS; ++p) {  // all loads are under way before the first is used
+        const int n = (p * STEP + row_tid) * VEC;  // neighbours read neighbouring packs
         if (n < count) {
             pack[p] = load_pack<VEC>(x + n);
         } else {
@@ -90,13 +90,13 @@ __device__ void load_packs(Pack<T, VEC> (&pack)[PACKS], const T* x, int t, int c
     }
 }
 
-// Stores thread t's packs of the `count` elements from `out` on.
+// Stores the packs of the row's thread `row_tid`, of the `count` elements from `out` on.
 template <int STEP, typename T, int VEC, int PACKS>
-__device__ void store_packs(const Pack<T, VEC> (&pack)[PACKS], T* __restrict__ out, int t,
+__device__ void store_packs(const Pack<T, VEC> (&pack)[PACKS], T* __restrict__ out, int row_tid,
                             int count) {
 #pragma unroll
     for (int p = 0; p < PACKS; ++p) {
-        const int n = (p * STEP + t) * VEC;
+        const int n = (p * STEP + row_tid) * VEC;
         if (n < count) store_pack(out + n, pack[p]);
     }
 }
@@ -104,23 +104,23 @@ __device__ void store_packs(const Pack<T, VEC> (&pack)[PACKS], T* __restrict__ o
 // Sets v to exp(x - m) of a thread's elements x, less their own maximum; returns their m and l.
 template <typename T, int VEC, int PACKS>
 __device__ MaxSum exponentials(float (&v)[PACKS][VEC], const Pack<T, VEC> (&pack)[PACKS]) {
-    MaxSum mine = {LOWEST, 0.f};
+    MaxSum pair = {LOWEST, 0.f};
 #pragma unroll
     for (int p = 0; p < PACKS; ++p)
 #pragma unroll
         for (int k = 0; k < VEC; ++k) {
             v[p][k] = float(pack[p].v[k]);
             // fmaxf drops a NaN, whose exponential then makes the sum NaN.
-            mine.m = fmaxf(mine.m, v[p][k]);
+            pair.m = fmaxf(pair.m, v[p][k]);
         }
 #pragma unroll
     for (int p = 0; p < PACKS; ++p)
 #pragma unroll
         for (int k = 0; k < VEC; ++k) {
-            v[p][k] = __expf(v[p][k] - mine.m);
-            mine.l += v[p][k];
+            v[p][k] = __expf(v[p][k] - pair.m);
+            pair.l += v[p][k];
         }
-    return mine;
+    return pair;
 }
 
 // Reads once what the registers hold. Of a LONG row that is the last part; the other parts are read
@@ -132,7 +132,7 @@ __device__ __forceinline__ void softmax(const T* x, T* __restrict__ out, int M, 
     constexpr int STEP = CLUSTER * THREADS;
     constexpr int PART = STEP * PACKS * VEC;
     const int row = blockIdx.x / CLUSTER * ROWS + threadIdx.y, rank = blockIdx.x % CLUSTER;
-    const int t = rank * THREADS + threadIdx.x;               // this thread's place in the row
+    const int row_tid = rank * THREADS + threadIdx.x;         // this thread's place in the row
     const long long last = LONG ? (N - 1) / PART * PART : 0;  // where the last part starts
     const int count = row < M ? N - last : 0;  // threads beyond the last row still take part
     x += row * N;
@@ -142,32 +142,32 @@ __device__ __forceinline__ void softmax(const T* x, T* __restrict__ out, int M, 
 
     Pack<T, VEC> pack[PACKS];
     float v[PACKS][VEC];
-    MaxSum mine = {LOWEST, 0.f};
-    for (long long start = 0; start < last; start += PART) {
-        load_packs<STEP>(pack, x + start, t, PART);
-        mine = merge(mine, exponentials(v, pack));
+    MaxSum of_thread = {LOWEST, 0.f};
+    for (long long n = 0; n < last; n += PART) {
+        load_packs<STEP>(pack, x + n, row_tid, PART);
+        of_thread = merge(of_thread, exponentials(v, pack));
     }
-    load_packs<STEP>(pack, x + last, t, count);
+    load_packs<STEP>(pack, x + last, row_tid, count);
 
     const MaxSum held = exponentials(v, pack);
-    const MaxSum all = merge_row<THREADS, CLUSTER>(LONG ? merge(mine, held) : held, rank);
+    const MaxSum of_row = merge_row<THREADS, CLUSTER>(LONG ? merge(of_thread, held) : held, rank);
 
     // v has this thread's maximum subtracted: the factor makes that the row's.
-    const float scale = __expf(held.m - all.m) / all.l;
+    const float scale = __expf(held.m - of_row.m) / of_row.l;
 #pragma unroll
     for (int p = 0; p < PACKS; ++p)
 #pragma unroll
         for (int k = 0; k < VEC; ++k) pack[p].v[k] = T(v[p][k] * scale);
-    store_packs<STEP>(pack, out + last, t, count);
+    store_packs<STEP>(pack, out + last, row_tid, count);
 
-    for (long long start = last - PART; start >= 0; start -= PART) {
-        load_packs<STEP>(pack, x + start, t, PART);
+    for (long long n = last - PART; n >= 0; n -= PART) {
+        load_packs<STEP>(pack, x + n, row_tid, PART);
 #pragma unroll
         for (int p = 0; p < PACKS; ++p)
 #pragma unroll
             for (int k = 0; k < VEC; ++k)
-                pack[p].v[k] = T(__expf(float(pack[p].v[k]) - all.m) / all.l);
-        store_packs<STEP>(pack, out + start, t, PART);
+                pack[p].v[k] = T(__expf(float(pack[p].v[k]) - of_row.m) / of_row.l);
+        store_packs<STEP>(pack, out + n, row_tid, PART);
     }
 }
 

@@ -11,7 +11,7 @@ from implementations.phase2_basic_operations.day14_softmax_optimization.softmax_
 BLOCK = 128  # threads of a block, unless one row takes more
 PER_THREAD = 32  # elements a thread holds, at most
 MAX_THREADS = 1024  # threads of a block, at most
-SHARING = 512  # threads of a block in a cluster: of two on a multiprocessor one loads meanwhile
+CLUSTER_BLOCK = 512  # threads of a cluster's block: of two on a multiprocessor one loads meanwhile
 MAX_CLUSTER = 8  # blocks of a cluster, at most
 
 SOURCE = CudaSource(Path(__file__).with_name("softmax_online.cu"))
@@ -25,16 +25,16 @@ def softmax_online(x):
         VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
         if N % VEC:  # rows do not start at a multiple of 16 bytes
             VEC = 1
-        most = MAX_CLUSTER if properties(x.device).clusters() else 1
+        max_cluster = MAX_CLUSTER if properties(x.device).clusters() else 1
         packs = -(-N // VEC)
-        threads = max(min(packs, 32), -(-N // PER_THREAD))  # of a row
-        threads = 1 << (threads - 1).bit_length()
-        LONG = threads > most * MAX_THREADS
+        row_threads = max(min(packs, 32), -(-N // PER_THREAD))
+        row_threads = 1 << (row_threads - 1).bit_length()
+        LONG = row_threads > max_cluster * MAX_THREADS
         if LONG:
-            threads = most * SHARING
-        CLUSTER = min(threads // SHARING, most) if threads > MAX_THREADS else 1
-        THREADS = threads // CLUSTER
-        PACKS = min(-(-packs // threads), PER_THREAD // VEC)
+            row_threads = max_cluster * CLUSTER_BLOCK
+        CLUSTER = min(row_threads // CLUSTER_BLOCK, max_cluster) if row_threads > MAX_THREADS else 1
+        THREADS = row_threads // CLUSTER
+        PACKS = min(-(-packs // row_threads), PER_THREAD // VEC)
         ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory
         grid = (-(-M // ROWS) * CLUSTER,)
         template = dict(T=x.dtype, VEC=VEC, PACKS=PACKS, THREADS=THREADS, ROWS=ROWS)

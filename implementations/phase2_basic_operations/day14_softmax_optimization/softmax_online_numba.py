@@ -22,7 +22,7 @@ from implementations.phase2_basic_operations.day14_softmax_optimization.softmax_
 BLOCK = 128  # threads of a block, unless one row takes more
 PER_THREAD = 32  # elements a thread holds, at most
 MAX_THREADS = 1024  # threads of a block, at most
-SHARING = 512  # threads of a block in a cluster: of two on a multiprocessor one loads meanwhile
+CLUSTER_BLOCK = 512  # threads of a cluster's block: of two on a multiprocessor one loads meanwhile
 MAX_CLUSTER = 8  # blocks of a cluster, at most
 INF = float32(float("inf"))
 # No element but -inf is below it. Where it is the maximum, all elements are -inf and exp(x - m) is
@@ -40,11 +40,11 @@ def merge(m_a, l_a, m_b, l_b):
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
-def merge_lanes(LANES):
+def make_merge_lanes(LANES):
     """The function that merges m and l of LANES neighbouring lanes, in each of them."""
 
     @cuda.jit(device=True)
-    def lanes(m, l):
+    def merge_lanes(m, l):
         delta = LANES // 2
         while delta > 0:
             m_b = cuda.shfl_xor_sync(0xFFFFFFFF, m, delta)
@@ -53,23 +53,23 @@ def merge_lanes(LANES):
             delta //= 2
         return m, l
 
-    return lanes
+    return merge_lanes
 
 
 @cache
-def merge_row(THREADS, CLUSTER):
+def make_merge_row(THREADS, CLUSTER):
     """The function that merges m and l of the whole row, in each of its threads. `rank`: the place
     of this block in the cluster."""
     IN_BLOCK = max(THREADS // 32, 1)
     WARPS = CLUSTER * IN_BLOCK
-    merge_in_warp, merge_warps = merge_lanes(min(THREADS, 32)), merge_lanes(32)
+    merge_in_warp, merge_warps = make_merge_lanes(min(THREADS, 32)), make_merge_lanes(32)
 
     @cuda.jit(device=True)
-    def row(m, l, rank):
+    def merge_row(m, l, rank):
         m, l = merge_in_warp(m, l)
         if THREADS > 32:
-            m_of_warp = cuda.shared.array(WARPS, float32)
-            l_of_warp = cuda.shared.array(WARPS, float32)
+            sM = cuda.shared.array(WARPS, float32)
+            sL = cuda.shared.array(WARPS, float32)
             lane, warp = cuda.threadIdx.x % 32, rank * IN_BLOCK + cuda.threadIdx.x // 32
             if CLUSTER > 1:
                 # Shared memory of a block that has not begun may not be written, and that of one
@@ -77,33 +77,34 @@ def merge_row(THREADS, CLUSTER):
                 cluster_barrier_wait()  # the other blocks have begun
                 # each lane takes one block, so that every block has the pairs of all warps
                 if lane < CLUSTER:
-                    store_remote(shared_address(m_of_warp, warp), lane, m)
-                    store_remote(shared_address(l_of_warp, warp), lane, l)
+                    store_remote(shared_address(sM, warp), lane, m)
+                    store_remote(shared_address(sL, warp), lane, l)
                 cluster_barrier()  # all is there; a block that ends now is not written to any more
             else:
                 if lane == 0:
-                    m_of_warp[warp] = m
-                    l_of_warp[warp] = l
+                    sM[warp] = m
+                    sL[warp] = l
                 cuda.syncthreads()
             # every warp's pair is there; neighbours read neighbouring words: no bank conflict
             m, l = LOWEST, float32(0)
             for w in range(lane, WARPS, 32):
-                m, l = merge(m, l, m_of_warp[w], l_of_warp[w])
+                m, l = merge(m, l, sM[w], sL[w])
             m, l = merge_warps(m, l)
         return m, l
 
-    return row
+    return merge_row
 
 
 @cache
-def load_packs(VEC, PACKS, STEP):
-    """The function that loads thread t's packs of the `count` elements from x[start] on. Beyond
-    these they are -inf, which changes no maximum and adds nothing to a sum of exponentials."""
+def make_load_packs(VEC, PACKS, STEP):
+    """The function that loads the packs of the row's thread `row_tid`, of the `count` elements from
+    x[start] on. Beyond these they are -inf, which changes no maximum and adds nothing to a sum of
+    exponentials."""
 
     @cuda.jit(device=True)
-    def packs(v, x, start, t, count):
+    def load_packs(v, x, start, row_tid, count):
         for p in range(PACKS):
-            n = (p * STEP + t) * VEC  # neighbours read neighbouring packs
+            n = (p * STEP + row_tid) * VEC  # neighbours read neighbouring packs
             if n < count:
                 if VEC > 1:
                     load_pack(x, start + n, v, p * VEC)
@@ -113,32 +114,33 @@ def load_packs(VEC, PACKS, STEP):
                 for k in range(VEC):
                     v[p * VEC + k] = -INF
 
-    return packs
+    return load_packs
 
 
 @cache
-def store_packs(VEC, PACKS, STEP):
-    """The function that stores thread t's packs of the `count` elements from out[start] on."""
+def make_store_packs(VEC, PACKS, STEP):
+    """The function that stores the packs of the row's thread `row_tid`, of the `count` elements
+    from out[start] on."""
 
     @cuda.jit(device=True)
-    def packs(v, out, start, t, count):
+    def store_packs(v, out, start, row_tid, count):
         for p in range(PACKS):
-            n = (p * STEP + t) * VEC
+            n = (p * STEP + row_tid) * VEC
             if n < count:
                 if VEC > 1:
                     store_pack(out, start + n, v, p * VEC)
                 else:
                     store(out, start + n, v[p])
 
-    return packs
+    return store_packs
 
 
 @cache
-def exponentials(HELD):
+def make_exponentials(HELD):
     """The function that sets v to exp(v - m), m a thread's own maximum, and returns its m and l."""
 
     @cuda.jit(device=True)
-    def thread(v):
+    def exponentials(v):
         m = LOWEST
         for k in range(HELD):
             # fmaxf drops a NaN, whose exponential then makes the sum NaN
@@ -149,7 +151,7 @@ def exponentials(HELD):
             l += v[k]
         return m, l
 
-    return thread
+    return exponentials
 
 
 @cache
@@ -158,15 +160,15 @@ def softmax_online_kernel(VEC, PACKS, THREADS, ROWS, CLUSTER, LONG):
     others are read for m and l, and then again, backwards, as the L2 keeps what was read last."""
     HELD, STEP = PACKS * VEC, CLUSTER * THREADS
     PART = STEP * HELD
-    load_part, store_part = load_packs(VEC, PACKS, STEP), store_packs(VEC, PACKS, STEP)
-    of_thread, of_row = exponentials(HELD), merge_row(THREADS, CLUSTER)
+    load_packs, store_packs = make_load_packs(VEC, PACKS, STEP), make_store_packs(VEC, PACKS, STEP)
+    exponentials, merge_row = make_exponentials(HELD), make_merge_row(THREADS, CLUSTER)
 
     @cuda.jit(launch_bounds=THREADS * ROWS)
     def kernel(x, out, M, N):
         cluster_dims(CLUSTER)
         row = cuda.blockIdx.x // CLUSTER * ROWS + cuda.threadIdx.y
         rank = cuda.blockIdx.x % CLUSTER
-        t = rank * THREADS + cuda.threadIdx.x  # this thread's place in the row
+        row_tid = rank * THREADS + cuda.threadIdx.x  # this thread's place in the row
         last = (N - 1) // PART * PART if LONG else 0  # where the last part starts
         count = N - last if row < M else 0  # threads beyond the last row still take part
         start = int64(row) * N
@@ -175,27 +177,27 @@ def softmax_online_kernel(VEC, PACKS, THREADS, ROWS, CLUSTER, LONG):
             cluster_barrier_arrive()
 
         v = cuda.local.array(HELD, float32)
-        m, l = LOWEST, float32(0)
+        m_of_thread, l_of_thread = LOWEST, float32(0)
         for n in range(0, last, PART):
-            load_part(v, x, start + n, t, PART)
-            m_t, l_t = of_thread(v)
-            m, l = merge(m, l, m_t, l_t)
-        load_part(v, x, start + last, t, count)
+            load_packs(v, x, start + n, row_tid, PART)
+            m_held, l_held = exponentials(v)
+            m_of_thread, l_of_thread = merge(m_of_thread, l_of_thread, m_held, l_held)
+        load_packs(v, x, start + last, row_tid, count)
 
-        m_t, l_t = of_thread(v)
-        m, l = of_row(*merge(m, l, m_t, l_t), rank)
+        m_held, l_held = exponentials(v)
+        m_of_row, l_of_row = merge_row(*merge(m_of_thread, l_of_thread, m_held, l_held), rank)
 
         # v has this thread's maximum subtracted: the factor makes that the row's
-        scale = libdevice.fast_expf(m_t - m) / l
+        scale = libdevice.fast_expf(m_held - m_of_row) / l_of_row
         for k in range(HELD):
             v[k] *= scale
-        store_part(v, out, start + last, t, count)
+        store_packs(v, out, start + last, row_tid, count)
 
         for n in range(last - PART, -1, -PART):
-            load_part(v, x, start + n, t, PART)
+            load_packs(v, x, start + n, row_tid, PART)
             for k in range(HELD):
-                v[k] = libdevice.fast_expf(v[k] - m) / l
-            store_part(v, out, start + n, t, PART)
+                v[k] = libdevice.fast_expf(v[k] - m_of_row) / l_of_row
+            store_packs(v, out, start + n, row_tid, PART)
 
     return kernel
 
@@ -208,16 +210,16 @@ def softmax_online(x):
         VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
         if N % VEC:  # rows do not start at a multiple of 16 bytes
             VEC = 1
-        most = MAX_CLUSTER if properties(x.device).clusters() else 1
+        max_cluster = MAX_CLUSTER if properties(x.device).clusters() else 1
         packs = -(-N // VEC)
-        threads = max(min(packs, 32), -(-N // PER_THREAD))  # of a row
-        threads = 1 << (threads - 1).bit_length()
-        LONG = threads > most * MAX_THREADS
+        row_threads = max(min(packs, 32), -(-N // PER_THREAD))
+        row_threads = 1 << (row_threads - 1).bit_length()
+        LONG = row_threads > max_cluster * MAX_THREADS
         if LONG:
-            threads = most * SHARING
-        CLUSTER = min(threads // SHARING, most) if threads > MAX_THREADS else 1
-        THREADS = threads // CLUSTER
-        PACKS = min(-(-packs // threads), PER_THREAD // VEC)
+            row_threads = max_cluster * CLUSTER_BLOCK
+        CLUSTER = min(row_threads // CLUSTER_BLOCK, max_cluster) if row_threads > MAX_THREADS else 1
+        THREADS = row_threads // CLUSTER
+        PACKS = min(-(-packs // row_threads), PER_THREAD // VEC)
         ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory
         grid = (-(-M // ROWS) * CLUSTER,)
         kernel = softmax_online_kernel(VEC, PACKS, THREADS, ROWS, CLUSTER, LONG)

@@ -11,7 +11,7 @@ TILE = 4096  # elements a program holds, unless one row is longer
 PER_THREAD = 16  # elements a thread holds, unless one row is longer than 32 warps hold so
 MAX_BLOCK_N = 32768  # elements on chip; more would spill, and clusters crash the compiler
 IN_L2 = 65536  # elements for each multiprocessor that the L2 holds at once
-SPLIT = 2048  # elements of a tile that has a program of its own, at least
+MIN_TILE = 2048  # elements of a tile that has a program of its own, at least
 MAX_TILES = 256  # tiles of such a row, unless they are as long as they may be
 
 # No element but -inf is below it. Where it is the maximum, all elements are -inf and exp(x - m) is
@@ -128,7 +128,7 @@ def softmax_online(x):
     elif M >= properties(x.device).programs(1) and M * N > properties(x.device).programs(1) * IN_L2:
         softmax_online_long_kernel[(M,)](x, out, N, BLOCK_N, num_warps=32)
     else:
-        BLOCK_N = min(max(triton.next_power_of_2(triton.cdiv(N, MAX_TILES)), SPLIT), MAX_BLOCK_N)
+        BLOCK_N = min(max(triton.next_power_of_2(triton.cdiv(N, MAX_TILES)), MIN_TILE), MAX_BLOCK_N)
         TILES = triton.cdiv(N, BLOCK_N)
         BLOCK_T = triton.next_power_of_2(TILES)
         m, l = torch.empty((2, M * TILES), dtype=torch.float32, device=x.device)

@@ -50,8 +50,8 @@ __global__ void __launch_bounds__(THREADS)
     static_assert(STEP_K == BLOCK_K, "the host must have the same");
     extern __shared__ __align__(128) unsigned char shared[];
     constexpr int A_TILE = BLOCK_M * BLOCK_K, B_TILE = BLOCK_K * BLOCK_N;
-    constexpr int STAGE = A_TILE + B_TILE;    // a tile of A, then a tile of B
-    T* tiles = reinterpret_cast<T*>(shared);  // [STAGES][STAGE]
+    constexpr int STAGE_SIZE = A_TILE + B_TILE;  // a tile of A, then a tile of B
+    T* sAB = reinterpret_cast<T*>(shared);       // [STAGES][STAGE_SIZE]
 
     const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
     const int warp_m = warp % (BLOCK_M / WARP_M) * WARP_M,
@@ -65,20 +65,20 @@ __global__ void __launch_bounds__(THREADS)
     const int row_b = tid / (BLOCK_N / 8), col_b = tid % (BLOCK_N / 8) * 8;
     const T* src_a = A + (long long)(m0 + row_a) * K + col_a;
     const T* src_b = B + (long long)row_b * N + n0 + col_b;
-    T* dst_a = tiles + row_a * BLOCK_K + swizzle(row_a, col_a);
-    T* dst_b = tiles + A_TILE + row_b * BLOCK_N + swizzle(row_b, col_b);
-    int ahead = 0;  // the step whose tiles are being loaded: beyond the last, they are zeros
+    T* dst_a = sAB + row_a * BLOCK_K + swizzle(row_a, col_a);
+    T* dst_b = sAB + A_TILE + row_b * BLOCK_N + swizzle(row_b, col_b);
+    int step_ahead = 0;  // the step whose tiles are being loaded: beyond the last, they are zeros
     // In the loop over steps, the stage that is filled is that of the step before: the barrier that
     // ended it says that all warps have left the stage.
     auto load = [&](int part) {
-        const int stage = ahead % STAGES, k_left = K - ahead * BLOCK_K;
-        load_part<ALIGNED, BLOCK_M, BLOCK_K, STEP_A>(part, dst_a + stage * STAGE, src_a,
+        const int stage = step_ahead % STAGES, k_left = K - step_ahead * BLOCK_K;
+        load_part<ALIGNED, BLOCK_M, BLOCK_K, STEP_A>(part, dst_a + stage * STAGE_SIZE, src_a,
                                                      M - m0 - row_a, k_left - col_a, K);
-        load_part<ALIGNED, BLOCK_K, BLOCK_N, STEP_B>(part, dst_b + stage * STAGE, src_b,
+        load_part<ALIGNED, BLOCK_K, BLOCK_N, STEP_B>(part, dst_b + stage * STAGE_SIZE, src_b,
                                                      k_left - row_b, N - n0 - col_b, N);
         if (part == PARTS - 1) {
             cp_async_commit();
-            ++ahead;
+            ++step_ahead;
             src_a += BLOCK_K;
             src_b += (long long)BLOCK_K * N;
         }
@@ -87,21 +87,21 @@ __global__ void __launch_bounds__(THREADS)
     // For an ldmatrix, lane l gives the address of row l % 16, column 0 or 8. These addresses are
     // computed once for each 16 columns of a tile, and then moved from stage to stage.
     const int frag_row = lane % 16, frag_col = lane / 16 * 8;
-    int at_a[PARTS], at_b[WARP_N / 16];
+    int offs_a[PARTS], offs_b[WARP_N / 16];
 #pragma unroll
     for (int part = 0; part < PARTS; ++part)
-        at_a[part] = (warp_m + frag_row) * BLOCK_K + swizzle(frag_row, part * 16 + frag_col);
+        offs_a[part] = (warp_m + frag_row) * BLOCK_K + swizzle(frag_row, part * 16 + frag_col);
 #pragma unroll
     for (int j = 0; j < WARP_N / 16; ++j)
-        at_b[j] = A_TILE + frag_row * BLOCK_N + warp_n + swizzle(frag_row, j * 16 + frag_col);
+        offs_b[j] = A_TILE + frag_row * BLOCK_N + warp_n + swizzle(frag_row, j * 16 + frag_col);
 
     // The fragments in use and the next ones, which are loaded by 16 rows of A and 16 columns of B.
     unsigned rA[2][WARP_M / 16][4], rB[2][WARP_N / 8][2];
     static_assert(WARP_M == WARP_N, "as many rows of A as columns of B");
     auto load_fragments = [&](int buffer, int part, int i) {
-        ldmatrix_x4(rA[buffer][i], tiles + at_a[part] + i * 16 * BLOCK_K);
+        ldmatrix_x4(rA[buffer][i], sAB + offs_a[part] + i * 16 * BLOCK_K);
         unsigned r[4];  // two fragments: B's rows become the columns that mma wants
-        ldmatrix_x4_trans(r, tiles + at_b[i] + part * 16 * BLOCK_N);
+        ldmatrix_x4_trans(r, sAB + offs_b[i] + part * 16 * BLOCK_N);
         rB[buffer][2 * i][0] = r[0], rB[buffer][2 * i][1] = r[1];
         rB[buffer][2 * i + 1][0] = r[2], rB[buffer][2 * i + 1][1] = r[3];
     };
@@ -126,11 +126,12 @@ __global__ void __launch_bounds__(THREADS)
             if (part == PARTS - 1) {
                 cp_async_wait<STAGES - 2>();
                 __syncthreads();  // the next stage has arrived for all, and all have left this one
-                const int stride = step % STAGES < STAGES - 1 ? STAGE : -(STAGES - 1) * STAGE;
+                const int stride =
+                    step % STAGES < STAGES - 1 ? STAGE_SIZE : -(STAGES - 1) * STAGE_SIZE;
 #pragma unroll
-                for (int& at : at_a) at += stride;
+                for (int& offs : offs_a) offs += stride;
 #pragma unroll
-                for (int& at : at_b) at += stride;
+                for (int& offs : offs_b) offs += stride;
             }
 #pragma unroll
             for (int i = 0; i < WARP_M / 16; ++i) {

@@ -30,7 +30,7 @@ FRAGMENTS_M, FRAGMENTS_N = WARP_M // 16, WARP_N // 8
 assert WARP_M == WARP_N, "as many rows of A as columns of B"
 THREADS = BLOCK_M * BLOCK_N // 128  # a warp for each 64 x 64
 A_TILE, B_TILE = BLOCK_M * BLOCK_K, BLOCK_K * BLOCK_N
-STAGE = A_TILE + B_TILE  # in shared memory: a tile of A, then a tile of B
+STAGE_SIZE = A_TILE + B_TILE  # in shared memory: a tile of A, then a tile of B
 
 
 @cuda.jit(device=True)
@@ -42,7 +42,7 @@ def swizzle(r, c):
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
-def load_part(ALIGNED, ROWS, COLS):
+def make_load_part(ALIGNED, ROWS, COLS):
     """The function that copies part `part` of a ROWS x COLS tile from a row-major matrix of `cols`
     columns to shared memory. `src` and `dst` are this thread's first chunk of 16 bytes: neighbours
     copy neighbouring chunks, which is coalesced, and those of a thread are STEP rows apart. Beyond
@@ -53,7 +53,7 @@ def load_part(ALIGNED, ROWS, COLS):
     assert STEP % 8 == 0, "a thread's chunks must be swizzled alike"
 
     @cuda.jit(device=True)
-    def load(part, shared, dst, matrix, src, rows_left, cols_left, cols):
+    def load_part(part, shared, dst, matrix, src, rows_left, cols_left, cols):
         for j in range(COUNT):
             row = int32((part * COUNT + j) * STEP)
             to, at = dst + row * COLS, src + row * cols
@@ -65,15 +65,15 @@ def load_part(ALIGNED, ROWS, COLS):
                     mask = row < rows_left and k < cols_left
                     shared[to + k] = matrix[at + k] if mask else int16(0)
 
-    return load
+    return load_part
 
 
 @cuda.jit(device=True)
-def load_fragments(rA, rB, buffer, shared, at_a, at_b, part, i):
+def load_fragments(rA, rB, buffer, sAB, offs_a, offs_b, part, i):
     """Load fragments of 16 rows of A and 16 columns of B."""
-    r = ldmatrix_x4(shared_address(shared, at_a[part] + i * 16 * BLOCK_K))
+    r = ldmatrix_x4(shared_address(sAB, offs_a[part] + i * 16 * BLOCK_K))
     rA[buffer, i, 0], rA[buffer, i, 1], rA[buffer, i, 2], rA[buffer, i, 3] = r
-    r = ldmatrix_x4_trans(shared_address(shared, at_b[i] + part * 16 * BLOCK_N))
+    r = ldmatrix_x4_trans(shared_address(sAB, offs_b[i] + part * 16 * BLOCK_N))
     # two fragments: B's rows become the columns that mma wants
     j = 2 * i
     rB[buffer, j, 0], rB[buffer, j, 1], rB[buffer, j + 1, 0], rB[buffer, j + 1, 1] = r
@@ -82,12 +82,13 @@ def load_fragments(rA, rB, buffer, shared, at_a, at_b, part, i):
 @cache
 def matmul_tensor_core_kernel(dtype, ALIGNED, STAGES):
     mma, pack = mma_m16n8k16(dtype), pack_f16 if dtype == torch.float16 else pack_bf16
-    load_a, load_b = load_part(ALIGNED, BLOCK_M, BLOCK_K), load_part(ALIGNED, BLOCK_K, BLOCK_N)
+    load_a = make_load_part(ALIGNED, BLOCK_M, BLOCK_K)
+    load_b = make_load_part(ALIGNED, BLOCK_K, BLOCK_N)
     cp_async_wait_stage, cp_async_wait_all = cp_async_wait(STAGES - 2), cp_async_wait(0)
 
     @cuda.jit(launch_bounds=THREADS)
     def kernel(A, B, C, M, N, K):
-        shared = cuda.shared.array(0, int16)  # [STAGES][STAGE]
+        sAB = cuda.shared.array(0, int16)  # [STAGES][STAGE_SIZE], in the end C
 
         tid = cuda.threadIdx.x
         lane, warp = tid % 32, tid // 32
@@ -103,31 +104,31 @@ def matmul_tensor_core_kernel(dtype, ALIGNED, STAGES):
         src_b = int64(row_b) * N + n0 + col_b
         dst_a = row_a * BLOCK_K + swizzle(row_a, col_a)
         dst_b = A_TILE + row_b * BLOCK_N + swizzle(row_b, col_b)
-        rows_a, cols_b = int32(M - m0 - row_a), int32(N - n0 - col_b)
+        m_left, n_left = int32(M - m0 - row_a), int32(N - n0 - col_b)
 
-        for ahead in range(STAGES - 1):
-            k_left = K - int32(ahead * BLOCK_K)
+        for step in range(STAGES - 1):
+            k_left = K - int32(step * BLOCK_K)
             for part in range(PARTS):
-                load_a(part, shared, dst_a + ahead * STAGE, A, src_a, rows_a, k_left - col_a, K)
-                load_b(part, shared, dst_b + ahead * STAGE, B, src_b, k_left - row_b, cols_b, N)
+                load_a(part, sAB, dst_a + step * STAGE_SIZE, A, src_a, m_left, k_left - col_a, K)
+                load_b(part, sAB, dst_b + step * STAGE_SIZE, B, src_b, k_left - row_b, n_left, N)
             cp_async_commit()
             src_a += BLOCK_K
             src_b += int64(BLOCK_K) * N
         # For an ldmatrix, lane l gives the address of row l % 16, column 0 or 8. The addresses are
         # computed once for each 16 columns of a tile, and then moved from stage to stage.
         frag_row, frag_col = lane % 16, lane // 16 * 8
-        at_a, at_b = cuda.local.array(PARTS, int32), cuda.local.array(FRAGMENTS_M, int32)
+        offs_a, offs_b = cuda.local.array(PARTS, int32), cuda.local.array(FRAGMENTS_M, int32)
         for part in range(PARTS):
-            at_a[part] = (warp_m + frag_row) * BLOCK_K + swizzle(frag_row, part * 16 + frag_col)
+            offs_a[part] = (warp_m + frag_row) * BLOCK_K + swizzle(frag_row, part * 16 + frag_col)
         for j in range(FRAGMENTS_M):
-            at_b[j] = A_TILE + frag_row * BLOCK_N + warp_n + swizzle(frag_row, j * 16 + frag_col)
+            offs_b[j] = A_TILE + frag_row * BLOCK_N + warp_n + swizzle(frag_row, j * 16 + frag_col)
         rA = cuda.local.array((2, FRAGMENTS_M, 4), int32)  # the fragments in use and the next
         rB = cuda.local.array((2, FRAGMENTS_N, 2), int32)
         # the wait is for this thread's copies, the barrier for those of all others
         cp_async_wait_stage()
         cuda.syncthreads()  # stage 0 has arrived for all
         for i in range(FRAGMENTS_M):
-            load_fragments(rA, rB, 0, shared, at_a, at_b, 0, i)
+            load_fragments(rA, rB, 0, sAB, offs_a, offs_b, 0, i)
 
         # fp32: products of 16 bits are exact, and a sum in 16 bits would stop growing
         rC = cuda.local.array((FRAGMENTS_M, FRAGMENTS_N, 4), float32)
@@ -136,16 +137,16 @@ def matmul_tensor_core_kernel(dtype, ALIGNED, STAGES):
                 for e in range(4):
                     rC[i, j, e] = float32(0)
         for step in range(steps):
-            ahead = step + STAGES - 1  # whose tiles are being loaded: beyond the last step, zeros
+            step_ahead = step + STAGES - 1  # whose tiles are being loaded: beyond the last, zeros
             # The stage that is filled is that of the step before: the barrier that ended it says
             # that all warps have left the stage.
-            stage, k_left = uint32(ahead) % uint32(STAGES), K - ahead * BLOCK_K
-            cols_a, rows_b = int32(k_left - col_a), int32(k_left - row_b)
-            to_a, to_b = int32(dst_a + stage * STAGE), int32(dst_b + stage * STAGE)
+            stage, k_left = uint32(step_ahead) % uint32(STAGES), K - step_ahead * BLOCK_K
+            k_left_a, k_left_b = int32(k_left - col_a), int32(k_left - row_b)
+            to_a, to_b = int32(dst_a + stage * STAGE_SIZE), int32(dst_b + stage * STAGE_SIZE)
             for part in range(PARTS):
                 buffer = part % 2
-                load_a(part, shared, to_a, A, src_a, rows_a, cols_a, K)
-                load_b(part, shared, to_b, B, src_b, rows_b, cols_b, N)
+                load_a(part, sAB, to_a, A, src_a, m_left, k_left_a, K)
+                load_b(part, sAB, to_b, B, src_b, k_left_b, n_left, N)
                 # the last fragments of this stage are in registers: the next are of the next stage
                 if part == PARTS - 1:
                     cp_async_commit()
@@ -154,13 +155,13 @@ def matmul_tensor_core_kernel(dtype, ALIGNED, STAGES):
                     cp_async_wait_stage()
                     cuda.syncthreads()  # the next stage has arrived for all, and all have left this
                     last = uint32(step) % uint32(STAGES) == STAGES - 1
-                    stride = int32(-(STAGES - 1) * STAGE if last else STAGE)
+                    stride = int32(-(STAGES - 1) * STAGE_SIZE if last else STAGE_SIZE)
                     for j in range(PARTS):
-                        at_a[j] += stride
+                        offs_a[j] += stride
                     for j in range(FRAGMENTS_M):
-                        at_b[j] += stride
+                        offs_b[j] += stride
                 for i in range(FRAGMENTS_M):
-                    load_fragments(rA, rB, buffer ^ 1, shared, at_a, at_b, (part + 1) % PARTS, i)
+                    load_fragments(rA, rB, buffer ^ 1, sAB, offs_a, offs_b, (part + 1) % PARTS, i)
                     a = (rA[buffer, i, 0], rA[buffer, i, 1], rA[buffer, i, 2], rA[buffer, i, 3])
                     for j in range(FRAGMENTS_N):
                         # to and fro: a row begins with the fragment of B that the last ended with
@@ -191,12 +192,12 @@ def matmul_tensor_core_kernel(dtype, ALIGNED, STAGES):
             to = int64(m) * N + n
             if ALIGNED:
                 if m < M and n < N:
-                    words = load_shared_16(shared_address(shared, at))
+                    words = load_shared_16(shared_address(sAB, at))
                     store_global_16(global_address(C, to), words)
             else:
                 for k in range(8):
                     if m < M and n + k < N:
-                        C[to + k] = shared[at + k]
+                        C[to + k] = sAB[at + k]
 
     return kernel
 
@@ -207,10 +208,10 @@ def matmul_tensor_core(a, b):
     c = torch.empty((M, N), dtype=a.dtype, device=a.device)
     if c.numel() > 0:
         ALIGNED = K % 8 == 0 and N % 8 == 0
-        stages = properties(a.device).stages(MAX_STAGES, STAGE_BYTES)
-        kernel = matmul_tensor_core_kernel(a.dtype, ALIGNED, stages)
+        STAGES = properties(a.device).stages(MAX_STAGES, STAGE_BYTES)
+        kernel = matmul_tensor_core_kernel(a.dtype, ALIGNED, STAGES)
         A, B, C = (x.view(torch.int16).view(-1) for x in (a, b, c))  # the kernel moves bits
         grid = (-(-N // BLOCK_N), -(-M // BLOCK_M))
         M, N, K = map(np.int32, (M, N, K))  # 64-bit loop counters would spill
-        launch(kernel, grid, (THREADS,), A, B, C, M, N, K, shared_bytes=stages * STAGE_BYTES)
+        launch(kernel, grid, (THREADS,), A, B, C, M, N, K, shared_bytes=STAGES * STAGE_BYTES)
     return c

@@ -7,7 +7,7 @@ import triton.language as tl
 from implementations.phase3_matrix_operations.day17_k_dimension_loop.matmul_tensor_core import check
 
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 256, 64
-num_warps, num_stages = 8, 3
+NUM_WARPS, NUM_STAGES = 8, 3
 
 
 @triton.jit
@@ -45,6 +45,6 @@ def matmul_tensor_core(a, b):
     if c.numel() > 0:
         grid = (triton.cdiv(M, BLOCK_M), triton.cdiv(N, BLOCK_N))
         matmul_tensor_core_kernel[grid](
-            a, b, c, M, N, K, BLOCK_M, BLOCK_N, BLOCK_K, num_warps=num_warps, num_stages=num_stages
+            a, b, c, M, N, K, BLOCK_M, BLOCK_N, BLOCK_K, num_warps=NUM_WARPS, num_stages=NUM_STAGES
         )
     return c

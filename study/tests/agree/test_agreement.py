@@ -11,9 +11,8 @@ from implementations.common import registry
 from implementations.common.check import dtype_name
 from implementations.common.rules import Composite, Contraction, Exact, Reduction, Unary
 from implementations.common.spec import KernelSpec, Work, generator
-from study.agree import verify
 from study.agree.agreement import as_tuple, expected, judge, rule_name
-from study.bench.cells import Cell, size_text
+from study.bench.cells import Cell, seed, size_text
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 CASES = [
@@ -32,8 +31,8 @@ def problems(kernel, dtype):
     """(spec, size, inputs, correctly rounded outputs) at each check size, on the CPU."""
     spec = registry.spec(kernel)
     for size in spec.check_sizes:
-        seed = verify.seed(Cell(kernel, "", dtype_name(dtype), size_text(size)))
-        inputs = spec.make_inputs(dtype, "cpu", seed, **size)
+        cell = Cell(kernel, "", dtype_name(dtype), size_text(size))
+        inputs = spec.make_inputs(dtype, "cpu", seed(cell), **size)
         yield spec, size, inputs, perfect(spec, size, inputs)
 
 

@@ -10,12 +10,14 @@ from implementations.common import registry
 from study import status
 from study.agree import stability
 from study.bench import store
-from study.bench.cells import select
+from study.bench.cells import TIMED, select
+from study.bench.entries import UNAVAILABLE
 from study.bench.worker import WorkerFailed
-from study.report.build import build as report
-from study.report.build import figures
-from study.report.claims import Data, Prose, State
-from study.speed.measure import UNAVAILABLE
+from study.report import figures
+from study.report.data import Data
+from study.report.document import document
+from study.report.estimates import State
+from study.report.prose import Prose
 from study.tests import made_up_data
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -243,7 +245,7 @@ def test_status_knows_what_is_missing_and_stale(machine, path, tmp_path):
     assert len(cells) == 3 * (len(registry.BACKENDS) + 1)
 
     def found():
-        rows = store.read(path).reindex(columns=[*stability.KEY, "source_hash"])
+        rows = store.read(path).reindex(columns=[*TIMED, "source_hash"], fill_value="")
         return status.compare([cell for cell in cells if cell.backend == "numba"], rows)
 
     assert found() == (3, 3, 0)
@@ -272,7 +274,7 @@ def test_figure_marks_what_is_not_finite(data):
 
 
 def test_report_shows_figure_and_table_once(data):
-    text = report.document(data, Prose(data))
+    text = document(data, Prose(data))
     assert text.count("](figures/stability.svg)") == 1
     section = text.partition("## Day 12: ")[2].partition("\n## ")[0]
     assert "](figures/stability.svg)" in section

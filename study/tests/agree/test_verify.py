@@ -12,42 +12,64 @@ from implementations.common import registry
 from study.agree import verify
 from study.agree.agreement import Judgement
 from study.bench import store
-from study.bench.cells import Cell, select, size_text
+from study.bench.cells import KEY, Cell, seed, select, size_text
+from study.bench.fingerprint import fingerprint, spec_fingerprint
 
 
 @pytest.mark.parametrize(
-    ("host", "error"),
+    ("host", "check", "error"),
     [
-        ("out = x.new_empty(x.shape)\nout[:-1] = 2 * x[:-1]\nreturn out", "output 0: 1 of 5 "),
-        ("return 2 * x", "output 0 must be allocated by torch.empty or a relative"),
-        ("return torch.empty_like(x).copy_(x.mul_(2))", "it changed input 0"),
+        (
+            "out = x.new_empty(x.shape)\nout[:-1] = 2 * x[:-1]\nreturn out",
+            "values",
+            "output 0: 1 of 5 ",
+        ),
+        ("return 2 * x", "allocation", "output 0 must be allocated by torch.empty or a relative"),
+        (
+            "return torch.empty_like(x).copy_(x.mul_(2))",
+            "inputs changed",
+            "it changed input 0",
+        ),
         (
             "x.as_strided((1,), (1,), x.storage_offset() + 5).fill_(1)\n"
             "return torch.add(x, x, out=torch.empty_like(x))",
+            "guard zones",
             "it wrote outside input 0",
         ),
         (
             "out = torch.empty_like(x)\n"
             "out.as_strided((6,), (1,), out.storage_offset() - 1).fill_(1)\n"
             "return torch.add(x, x, out=out)",
+            "guard zones",
             "it wrote outside its tensor of shape (5,)",
         ),
         (
             "out = torch.add(x, x, out=torch.empty_like(x))\nout[0] += torch.rand(())\nreturn out",
+            "runs differ",
             "run 2 differs from run 1",
         ),
     ],
     ids=["NaN left", "not allocated", "input", "after input", "before output", "random"],
 )
-def test_what_a_kernel_must_not_do(new_kernel, host, error):
+def test_what_a_kernel_must_not_do(new_kernel, host, check, error):
     body = "".join(f"    {line}\n" for line in host.splitlines())
     text = "import torch\n\n\ndef double_it(x):\n" + body
     (new_kernel / "double_it_eager.py").write_text(text)
     (cell,) = select("double_it", "eager").cells("check")
     row = verify.check(cell)
-    assert row["status"] == "disagrees"
+    assert (row["status"], row["check"]) == ("disagrees", check)
     assert error in row["error"]
     assert row["deterministic"] == ("run 2" not in row["error"])
+
+
+def test_a_row_carries_what_it_was_judged_by(new_kernel):
+    host = "import torch\n\n\ndef double_it(x):\n    return torch.add(x, x, out=x.new_empty(5))\n"
+    (new_kernel / "double_it_eager.py").write_text(host)
+    (cell,) = select("double_it", "eager").cells("check")
+    row = verify.check(cell)
+    assert (row["status"], row["check"], row["rule"]) == ("agrees", "", "exact")
+    assert row["source_hash"] == fingerprint("double_it", "eager")
+    assert row["spec_hash"] == spec_fingerprint("double_it")
 
 
 @pytest.mark.parametrize(
@@ -71,11 +93,11 @@ def test_seed_is_the_same_everywhere():
     cells = [
         Cell("softmax_fused", backend, "float16", "M=5,N=257") for backend in ("triton", "numba")
     ]
-    assert [verify.seed(cell) for cell in cells] == [2425740999, 2425740999]
+    assert [seed(cell) for cell in cells] == [2425740999, 2425740999]
 
 
 def test_run_in_a_worker(tmp_path, capsys):
-    assert verify.run(select("vector_add", "triton"), large=False, data=tmp_path)
+    assert verify.run(select("vector_add", "triton"), large=False, cover=False, data=tmp_path)
     assert "24 of 24" in capsys.readouterr().out
     assert bool(list(tmp_path.iterdir())) == (DEVICE == "cuda")
 
@@ -93,11 +115,11 @@ BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 def verify_all(monkeypatch, tmp_path):
     """`verify.run` with the outcome of each cell given by its bits instead of by running it."""
 
-    def run(outcomes, backends=None, large=False):
+    def run(outcomes, backends=None, large=False, cover=False):
         monkeypatch.setattr(
             verify, "_call", lambda _, cell: verify._row(cell, *outcomes[BITS[cell.dtype]])
         )
-        return verify.run(select("vector_add", backends), large=large, data=tmp_path)
+        return verify.run(select("vector_add", backends), large=large, cover=cover, data=tmp_path)
 
     monkeypatch.setattr(registry, "missing", lambda backend: None)
     return run
@@ -133,7 +155,7 @@ def saved(monkeypatch, tmp_path):
     """As on a GPU: a function that reads the rows saved so far, by cell."""
     monkeypatch.setattr(verify, "DEVICE", "cuda")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU 9")
-    return lambda: pd.read_csv(tmp_path / "test-gpu-9" / "agreement.csv").set_index(verify.KEY)
+    return lambda: pd.read_csv(tmp_path / "test-gpu-9" / "agreement.csv").set_index(KEY)
 
 
 def test_rows_are_replaced_cell_by_cell(verify_all, saved):
@@ -151,7 +173,34 @@ def test_rows_are_replaced_cell_by_cell(verify_all, saved):
         ("cupy", "float16"),
         ("cupy", "bfloat16"),
     }
-    assert list(again.columns) == "rule margin rms deterministic status error source_hash".split()
+    columns = "rule margin rms deterministic status check error source_hash spec_hash"
+    assert list(again.columns) == columns.split()
+
+
+def test_rows_of_before_the_columns_check_and_spec_hash_are_kept(verify_all, saved, tmp_path):
+    verify_all({32: AGREES, 16: AGREES})
+    path = tmp_path / "test-gpu-9" / "agreement.csv"
+    store.write(path, store.read(path).drop(columns=["check", "spec_hash"]))
+    verify_all({32: AGREES, 16: DISAGREES}, backends="cupy")
+    rows = saved()
+    assert len(rows) == 3 * 3 * 8
+    assert rows["spec_hash"].notna().sum() == 3 * 8
+    assert rows.xs("cupy", level="backend")["spec_hash"].notna().all()
+
+
+def test_a_covering_choice_is_verified_where_it_is_asked_for(verify_all, monkeypatch, capsys):
+    asked = []
+
+    def two(selection, codegen):
+        asked.append((selection, codegen.empty))
+        return list(selection.cells("check"))[:2]
+
+    monkeypatch.setattr(verify, "covering", two)
+    assert verify_all({32: AGREES, 16: AGREES}, backends="numba", cover=True)
+    assert asked == [(select("vector_add", "numba"), True)]
+    assert "2 of 24 cells launch every variant" in capsys.readouterr().out
+    assert verify_all({32: AGREES, 16: AGREES}, backends="numba")
+    assert len(asked) == 1 and "24 of 24" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("done", [1, 40])
@@ -166,7 +215,7 @@ def test_interrupted_run_keeps_its_rows(verify_all, done, saved, monkeypatch, tm
     monkeypatch.setattr(verify, "_call", call)
     monkeypatch.setattr(verify, "WORKERS", 1)  # of several each may have a cell in hand
     with pytest.raises(KeyboardInterrupt):
-        verify.run(select("vector_add"), large=False, data=tmp_path)
+        verify.run(select("vector_add"), large=False, cover=False, data=tmp_path)
     assert list(saved()["status"]) == ["agrees"] * done
 
 

@@ -21,6 +21,7 @@ COMMANDS = (
     "mutants",
     "measure",
     "counters",
+    "dispatch",
     "stability",
     "inspect",
     "complexity",

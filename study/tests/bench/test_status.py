@@ -5,12 +5,11 @@ from dataclasses import asdict
 import pandas as pd
 import pytest
 
-from implementations.common import registry
 from study import status
 from study.bench import store
 from study.bench.cells import AGAIN, SLOWER, TIMED, select
 from study.bench.entries import groups
-from study.bench.fingerprint import fingerprint
+from study.bench.fingerprint import fingerprint, spec_fingerprint
 from study.report.data import COLUMNS, bound_by
 
 KERNEL, OTHER = bound_by("GB/s")[:2]
@@ -21,7 +20,9 @@ NAMES = (*SELECTION.backends, "torch")
 def table(name, cells):
     """A table of data/ that has a row for each of the cells, and no figures."""
     rows = [
-        asdict(c) | {"status": "agrees", "source_hash": fingerprint(c.kernel, c.backend)}
+        asdict(c)
+        | {"status": "agrees", "source_hash": fingerprint(c.kernel, c.backend)}
+        | {"spec_hash": spec_fingerprint(c.kernel)}
         for c in cells
         if c.backend in NAMES
     ]
@@ -33,8 +34,7 @@ def complete(tmp_path):
     """A data folder that lacks nothing of SELECTION."""
     timed = [cell for group in groups(SELECTION) for cell in group.entries]
     derived = [cell for cell in timed if cell.variant not in (AGAIN, SLOWER)]
-    headline = [c for c in derived if not c.variant and c.sizes == registry.spec(KERNEL).headline]
-    checked = [*SELECTION.cells("check"), *headline]
+    checked = [*SELECTION.cells("check"), *SELECTION.cells("large")]
     home = tmp_path / "some-gpu"
     store.write(home / "samples.parquet", table("samples", timed))
     store.write(home / "timings.csv", table("timings", derived))
@@ -100,6 +100,14 @@ def test_stale_cell(complete):
     lacking = timed[timed["size"] != cells[0].size]
     lost = sum(cell.size == cells[0].size for cell in cells)
     assert lost and status.compare(cells, lacking) == (len(cells), lost, len(cells) - lost)
+
+
+def test_cells_judged_by_another_spec_are_stale(complete, capsys):
+    path = complete / "some-gpu" / "agreement.csv"
+    found = store.read(path)
+    store.write(path, found.assign(spec_hash="123456789012"))
+    assert not status.run(SELECTION, data=complete)
+    assert "agreement.csv" in capsys.readouterr().out
 
 
 def test_no_machine(tmp_path, capsys):

@@ -360,7 +360,7 @@ def inspect(new_kernel, tmp_path, monkeypatch):
     def inspect(backend, arch="sm_90a", **files):
         for suffix, text in files.items():
             (new_kernel / f"double_it{suffix.replace('__', '.')}").write_text(text)
-        right = codegen.run(select("double_it", backend), data=data)
+        right = codegen.run(select("double_it", backend), fresh=True, data=data)
         found = store.read(data / "codegen.csv")
         return right, found[found["arch"] == arch]
 
@@ -427,3 +427,77 @@ def test_clusters_are_of_the_target(monkeypatch):
     for arch, some in (("sm_90a", True), ("sm_80", False)):
         monkeypatch.setattr(offline, "TARGET", offline.TARGETS[arch])
         assert device.properties().clusters() == some
+
+
+# --- what need not be compiled again --------------------------------------------------------------
+
+
+def compiled(cells, **changed):
+    """Rows of codegen.csv for cells of one implementation, as if each were a variant."""
+    stamp = fingerprint(cells[0].kernel, cells[0].backend)
+    return pd.DataFrame(
+        [
+            {"arch": arch, **cell.key, "sizes": cell.size, "error": None, "source_hash": stamp}
+            | changed
+            for cell in cells
+            for arch in codegen.ARCHS
+        ]
+    )
+
+
+@pytest.fixture
+def cells():
+    """What is compiled of row_sum in Numba; among its check sizes some are empty."""
+    selection = select("row_sum", "numba")
+    return [*selection.cells("check"), *selection.cells("bench")]
+
+
+def launching(cells):
+    return [cell for cell in cells if 0 not in cell.sizes.values()]
+
+
+def test_what_is_of_the_present_source_is_left(cells):
+    assert len(launching(cells)) < len(cells)
+    for published in (compiled(cells), compiled(launching(cells))):
+        assert codegen.current(published, cells) == {("row_sum", "numba")}
+    assert codegen.current(pd.DataFrame(), cells) == set()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda of: of.assign(source_hash=["0" * 12, *of["source_hash"][1:]]),
+        lambda of: of.assign(error=["does not compile", *of["error"][1:]]),
+        lambda of: of.iloc[1:],
+        lambda of: of[of["arch"] == codegen.ARCHS[0]],
+        lambda of: of[of["dtype"] != "bfloat16"],
+        lambda of: of.assign(backend="cupy"),
+    ],
+    ids=["stale", "failed", "a size", "an architecture", "a dtype", "another backend"],
+)
+def test_what_is_not_whole_is_compiled_again(cells, damage):
+    assert codegen.current(damage(compiled(launching(cells))), cells) == set()
+
+
+def test_inspect_leaves_what_is_compiled_unless_asked(new_kernel, tmp_path, capsys, monkeypatch):
+    begun = []
+
+    def rows(cells):
+        cells = list(cells)
+        begun.append(len(cells))
+        if cells:
+            yield compiled(cells, error="", **dict.fromkeys(codegen.PRINTED, 0)).to_dict("records")
+
+    def inspect(fresh=False):
+        right = codegen.run(select("double_it", "numba"), fresh=fresh, data=tmp_path)
+        return right, "1 of 1 implementations" in capsys.readouterr().out
+
+    monkeypatch.setattr(codegen, "rows", rows)
+    (new_kernel / "double_it_numba.py").write_text(NUMBA)
+    assert inspect() == (True, False)
+    assert inspect() == (True, True)
+    assert inspect(fresh=True) == (True, False)
+    (new_kernel / "double_it_numba.py").write_text(NUMBA.replace("2.1", "2.0"))
+    assert inspect() == (True, False)
+    assert begun == [2, 0, 2, 2]
+    assert len(store.read(tmp_path / "codegen.csv")) == 2 * len(codegen.ARCHS)

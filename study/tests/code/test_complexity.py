@@ -167,82 +167,100 @@ def test_else_if_does_not_nest(counts):
         assert found[scope].items() >= {"decisions": 3, "nesting": 2}.items()
 
 
-HEADER = """#pragma once
-__device__ int inner(int a) { return a; }
-__device__ int outer(int a) {
-#ifdef STUDY_CPU
-    return a;
-#else
-    asm("x");
-    return inner(a);
-#endif
+WITH_HEADERS = {
+    "_cupy.py": "def double_it(x):\n    return x\n",
+    ".cu": """#include "mma.cuh"
+#include "async_copy.cuh"
+
+__global__ void double_it_kernel(unsigned* x) {
+    unsigned r[4];
+    ldmatrix_x4(r, x);
+    cp_async_commit();
 }
-__device__ int unused() { return 0; }
-"""
+""",
+}
+WITH_WRAPPERS = {
+    "_numba.py": """from numba import cuda
 
-NUMBA_PTX = '''from numba.cuda import types
-
-
-def on_gpu(codegen):
-    def replace(meaning):
-        return codegen
-
-    return replace
-
-
-def ptx(text):
-    return on_gpu(text)
-
-
-def _meaning(a):
-    return a + a
-
-
-@ptx("add.f32 $0, $1, $1;")
-def outer(a):
-    """Twice a."""
-    return _meaning(a)
-
-
-@ptx("neg.f32 $0, $1;")
-def unused(a):
-    return -a
-'''
-
-CALLS = """from implementations.common import numba_ptx as ptx
-from numba import cuda
+from implementations.instructions.async_copy import cp_async_commit
+from implementations.instructions.reduce import Max, reduce_row
 
 
 @cuda.jit
-def scale_kernel(x):
-    x[0] = ptx.outer(x[1])
-"""
+def double_it_kernel(x):
+    x[0] = reduce_row(32, Max, 0)
+    cp_async_commit()
+
+
+def double_it(x):
+    double_it_kernel(x)
+""",
+}
+
+
+def reached(parts):
+    return sorted((source.path.name, source.inside(node)[0].line) for source, node in parts)
+
+
+def line_of(path, text):
+    return (path.name, path.read_text().partition(text)[0].count("\n") + 1)
 
 
 @pytest.mark.parametrize(
-    ("files", "added"),
+    ("backend", "files", "needed", "kinds", "added"),
     [
-        # inner 12, outer 20 without what stands under STUDY_CPU
-        ({"scale.cu": "void f(int* x) { x[0] = outer(1); }\n", "ptx.cuh": HEADER}, 32),
-        # outer's decorator 5 and signature 6 without its meaning on a CPU, ptx 11, on_gpu 16
-        ({"scale_numba.py": CALLS, "numba_ptx.py": NUMBA_PTX}, 38),
+        (
+            "cupy",
+            WITH_HEADERS,
+            {
+                "async_copy.cuh": ["__device__ __forceinline__ void cp_async_commit() {"],
+                "mma.cuh": ["__device__ __forceinline__ void ldmatrix_x4(unsigned"],
+            },
+            {"cp_async_commit": "barrier", "ldmatrix_x4": "copy"},
+            # 17 of cp_async_commit, 72 of ldmatrix_x4, without what stands under STUDY_CPU
+            {"tokens": 17 + 72, "inline_ptx": 0, "barriers": 0, "shuffles": 0},
+        ),
+        (
+            "numba",
+            WITH_WRAPPERS,
+            {
+                "async_copy.py": ['@kind("barrier")\n@ptx("cp.async.commit'],
+                "ptx.py": ["i32, i64, f32 =", "def kind(", "def on_gpu(", "def ptx("],
+                "reduce.py": ["@cuda.jit(device=True)\ndef Max(", "@cache\ndef reduce_row("],
+            },
+            {
+                "async_copy.cp_async_commit": "barrier",
+                **dict.fromkeys(("reduce.Max", "reduce.reduce_row", "ptx.ptx", "ptx.on_gpu"), ""),
+                **dict.fromkeys(("ptx.kind", "ptx.i32", "ptx.i64", "ptx.f32"), ""),
+            },
+            # syncthreads of reduce_row, and its two shuffles
+            {"inline_ptx": 0, "barriers": 1, "shuffles": 2},
+        ),
     ],
-    ids=["cuda", "python"],
+    ids=["cupy", "numba"],
 )
-def test_wrappers_used_are_counted(tmp_path, monkeypatch, files, added):
-    common = tmp_path / "common"
-    common.mkdir()
-    monkeypatch.setattr(registry, "COMMON", common)
-    (own, text), (shared, wrapper) = files.items()
-    (tmp_path / own).write_text(text)
-    (common / shared).write_text(wrapper)
-    rows = complexity.rows("scale", [Source(tmp_path / own)], [Source(common / shared)])
+def test_what_is_reached_of_the_instructions_is_counted(
+    new_kernel, backend, files, needed, kinds, added
+):
+    for suffix, text in files.items():
+        (new_kernel / f"double_it{suffix}").write_text(text)
+    parts, names = complexity.wrappers("double_it", backend)
+    places = [line_of(registry.HEADERS / f, text) for f in needed for text in needed[f]]
+    assert reached(parts) == sorted(places)
+    assert {name.removeprefix("implementations.instructions."): k for name, k in names.items()} == (
+        kinds
+    )
+
+    own = [Source(path) for path in registry.files("double_it", backend)]
+    rows = complexity.rows("double_it", backend, complexity.parts(own, "double_it"))
     found = {(row["scope"], row["helpers"]): row for row in rows}
+    added = {"tokens": sum(len(source.inside(node)) for source, node in parts)} | added
     for scope in ("device", "all"):
         without, with_ = found[scope, "without"], found[scope, "with"]
-        assert with_["tokens"] - without["tokens"] == added
-        assert without["inline_ptx"] == with_["inline_ptx"] == 1
-    assert found["host", "without"]["tokens"] == found["host", "with"]["tokens"] == 0
+        assert {name: with_[name] - without[name] for name in added} == added
+        assert without["barriers"] == 1
+        assert without["inline_ptx"] == sum(map(bool, kinds.values()))
+    assert found["host", "without"]["tokens"] == found["host", "with"]["tokens"] > 0
 
 
 FILES = sorted(
@@ -250,9 +268,9 @@ FILES = sorted(
         path
         for kernel in registry.kernels()
         for backend in registry.BACKENDS
-        for path in registry.sources(kernel, backend)
+        for path in registry.files(kernel, backend)
     }
-)
+) + sorted(path for path in registry.HEADERS.iterdir() if path.suffix in (".py", ".cuh"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

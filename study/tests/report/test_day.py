@@ -81,6 +81,7 @@ def test_all_parts_stand_in_the_report(data, text):
     (code,) = re.findall(r"```python\n(.*)\n```", said)
     assert code in registry.files(DAY, "triton")[0].read_text() and "tl.store" in code
     assert "```diff\n- x = 1\n+ x = 2\n+ y = x\n```" in said
+    assert not re.search(r"\bnan\b", said)
     assert not re.search(r"[^\n]\n#|\n{3,}|\|\n[^|\n]", said)  # blocks stay apart
 
 

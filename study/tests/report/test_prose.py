@@ -135,7 +135,7 @@ def test_doubled_name_is_refused_naming_the_later_file(data, tmp_path):
         ("## The 3 backends", ["3"]),
         ("1. First, 2 of them\n2. Second", ["2"]),
         ("fp16, H100, L2, sm_80, v1.2, GPT-4, Day 13, days 8", []),
-        ("`N ≤ 32768` {{ tokens('vector_add2', 'cupy') }} [a](b/3.md)", []),
+        ("`N ≤ 32768` {{ tokens('kernel2', 'cupy') }} [a](b/3.md)", []),
         ("```\n42\n```\n{# 42 #}" + claim("tokens('a', 'b') >= 2"), []),
     ],
 )

@@ -152,7 +152,7 @@ def test_claims_are_listed_in_the_order_of_the_text(built):
 
 def test_paragraphs_and_sections_stay_apart(built):
     text = (built / "report.md").read_text()
-    assert not re.search(r"[^\n]\n#", text)
+    assert not re.search(r"[^\n]\n#", text) and not re.search(r"\bnan\b", text)
     assert not re.search(r'"\)\w', text)  # a claim's mark, and the next sentence
 
 

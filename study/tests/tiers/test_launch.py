@@ -194,8 +194,8 @@ def test_parameters_are_packed_as_in_c(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 77, raising=False)
     values = [-3, 2**63 + 5, -7, -(2**40), True, 0.5]
-    driver.Function(1, list("hQiq?f"), None).launch((5, 2), (32,), values, 1024, 0)
-    driver.Function(1, ["i", "128s", "i"], None).launch((1,), (1, 2, 3), [1, b"m" * 128, 2], 0, 0)
+    driver.Function(1, list("hQiq?f")).launch((5, 2), (32,), values, 1024, 0)
+    driver.Function(1, ["i", "128s", "i"]).launch((1,), (1, 2, 3), [1, b"m" * 128, 2], 0, 0)
 
     numbers, stream, buffer, marks = handed[0]
     assert numbers == [5, 2, 1, 32, 1, 1, 1024] and stream == 77 and marks == (1, 2, None)
@@ -213,4 +213,4 @@ def test_what_the_driver_refuses_is_told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, raising=False)
     with pytest.raises(RuntimeError, match="it says CUDA_ERROR_INVALID_VALUE"):
-        driver.Function(1, ["i"], None).launch((1,), (1,), [1], 0, 0)
+        driver.Function(1, ["i"]).launch((1,), (1,), [1], 0, 0)
