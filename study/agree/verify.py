@@ -291,7 +291,8 @@ def _call(worker: Worker, cell: Cell) -> dict:
 def _save(path: Path, rows: list[dict]) -> None:
     """Replace the rows of these cells, keep the others."""
     tables = [table for table in (store.read(path), pd.DataFrame(rows)) if not table.empty]
-    store.write(path, pd.concat(tables).drop_duplicates(KEY, keep="last"))
+    table = pd.concat(tables).drop_duplicates(KEY, keep="last")
+    store.write(path, store.ordered(table, KEY))  # whichever worker was done first
 
 
 def _summarise(rows: list[dict]) -> None:

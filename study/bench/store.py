@@ -120,9 +120,16 @@ def replace(path: Path, selection: Selection, new: list[dict]) -> pd.DataFrame:
         table = table[~(kernels.isin(selection.kernels) & backends.isin(selection.backends))]
     table = pd.concat([table, pd.DataFrame(new)], ignore_index=True)
     if len(table.columns):
-        names = (*registry.kernels(), *registry.BACKENDS)
-        place = {name: at for at, name in enumerate(names)}
-        by = ["kernel", "backend"]
-        table = table.sort_values(by, key=lambda column: column.map(place), kind="stable")
+        table = ordered(table, ["kernel", "backend"])
         write(path, table)
     return table
+
+
+def ordered(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Rows in the registry's order of kernels and backends, and in that of other columns' texts."""
+    place = {name: at for at, name in enumerate((*registry.kernels(), *registry.BACKENDS))}
+
+    def key(column: pd.Series) -> pd.Series:
+        return column.map(place) if column.name in ("kernel", "backend") else column
+
+    return table.sort_values(by, key=key, kind="stable")
