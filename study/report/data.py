@@ -355,6 +355,8 @@ def _stale(table: pd.DataFrame) -> pd.Series:
             return False
         if kernel not in known:
             return True
+        if backend not in registry.BACKENDS and backend not in registry.spec(kernel).baselines:
+            return True
         now = fingerprint(kernel, backend), spec_fingerprint(kernel)
         return hashes != now[: len(hashes)]
 
