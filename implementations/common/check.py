@@ -1,10 +1,14 @@
 """Refusal of arguments that a kernel does not take: one sentence each, the same from all."""
 
 import math
+from functools import cache
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from implementations import TORCH_DEVICE
+
+PLAIN = (torch.Tensor, torch.nn.Parameter)  # other kinds may have no memory
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -15,11 +19,19 @@ def dtype_name(dtype: torch.dtype) -> str:
 def check_tensor(name: str, x, ndim: int | None, dtypes: tuple[torch.dtype, ...]) -> None:
     """Require a contiguous tensor of `ndim` dimensions (None: any) and one of `dtypes`.
 
-    It must lie on the study's device and start at a multiple of 16 bytes.
+    It must have memory of its own, lie on the study's device, start at a multiple of 16 bytes, and
+    require no gradient.
     Raises TypeError for a wrong type or dtype, ValueError for a wrong shape, device or stride.
     """
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name} must be a torch tensor, got {type(x).__name__}")
+    if not _is_plain(x) and (what := _without_memory(x)):  # before anything else is asked of it
+        raise TypeError(f"{name} must be a dense tensor with memory of its own, got {what}")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{name} must be detached, or the call made under torch.no_grad(), as the kernel has "
+            "no gradient, got requires_grad=True"
+        )
     if x.dtype not in dtypes:
         wanted = " or ".join(dtype_name(d) for d in dtypes)
         raise TypeError(f"{name} must have dtype {wanted}, got {dtype_name(x.dtype)}")
@@ -35,6 +47,39 @@ def check_tensor(name: str, x, ndim: int | None, dtypes: tuple[torch.dtype, ...]
         raise ValueError(
             f"{name} must be contiguous, got strides {x.stride()} for shape {tuple(x.shape)}"
         )
+
+
+def _without_memory(x: torch.Tensor) -> str:
+    """What kind of tensor this is, if its elements do not lie in memory as they are; "" if they do.
+
+    Of some the address is said to be 0, or that of other bits than their values have.
+    """
+    if torch._C._functorch.is_functorch_wrapped_tensor(x) or torch._is_functional_tensor(x):
+        return "one that a transform of torch.func wraps"
+    if x.layout != torch.strided or x.is_nested:
+        return "a nested one" if x.is_nested else f"a sparse one ({x.layout})"
+    if type(x) not in PLAIN:
+        return f"a {type(x).__name__}"
+    if x._is_zerotensor():
+        return "a zero that was never stored"
+    if x.is_neg() or x.is_conj():
+        return "a view that is negated or conjugated lazily (resolve it)"
+    return ""
+
+
+def _is_plain(x: torch.Tensor) -> bool:
+    """Whether torch has no special handling for a tensor: one question, where there are seven."""
+    return torch._C._dispatch_keys(x).raw_repr() in _plain_keys(x.device)
+
+
+@cache
+def _plain_keys(device: torch.device) -> tuple[int, ...]:
+    """The sets of dispatch keys of plain tensors, without and with inference mode."""
+    with _disable_current_modes(), torch.inference_mode(False):
+        plain = torch.empty(0, device=device)
+        with torch.inference_mode():
+            inference = torch.empty(0, device=device)
+    return tuple(torch._C._dispatch_keys(x).raw_repr() for x in (plain, inference))
 
 
 def check_same(names: tuple[str, str], x: torch.Tensor, y: torch.Tensor, *properties: str) -> None:
@@ -54,23 +99,41 @@ def check_block_size(block_size) -> None:
 
     Raises TypeError for what is no int, ValueError for another number.
     """
-    if not isinstance(block_size, int) or isinstance(block_size, bool):
-        raise TypeError(f"block_size must be an int, got {type(block_size).__name__}")
+    check_int("block_size", block_size)
     if not 1 <= block_size <= 1024 or block_size & (block_size - 1):
-        raise ValueError(f"block_size must be a power of two up to 1024, got {block_size}")
+        raise ValueError(f"block_size must be a power of two up to 1024, got {shown(block_size)}")
+
+
+def check_int(name: str, value) -> None:
+    """Require a Python int. Raises TypeError for another type."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
 
 
 def check_number(name: str, value, dtype: torch.dtype) -> float:
     """Require a Python int or float within the range of `dtype`; an infinity or NaN is.
 
-    Returns it rounded to `dtype`, so that all backends store the same.
+    Returns it rounded once to `dtype`, to nearest, ties to even: all backends store the same.
     Raises TypeError for another type, ValueError for a finite number beyond the range.
     """
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int or a float, got {type(value).__name__}")
-    largest = torch.finfo(dtype).max
-    if largest < abs(value) < math.inf:
+    info = torch.finfo(dtype)
+    if info.max < abs(value) < math.inf:
         raise ValueError(
-            f"{name} must be at most {largest:g} in magnitude for {dtype_name(dtype)}, got {value}"
+            f"{name} must be at most {info.max:g} in magnitude for {dtype_name(dtype)}, "
+            f"got {shown(value)}"
         )
-    return torch.tensor(float(value), dtype=dtype).item()
+    if isinstance(value, float) and not math.isfinite(value) or value == 0:
+        return float(value)
+    # torch would go through float32 to 16 bits; this is exact, as float64 holds the quotient
+    _, exponent = math.frexp(value)
+    unit = max(math.ldexp(info.eps, exponent - 1), info.smallest_normal * info.eps)
+    return math.copysign(round(value / unit) * unit, value)
+
+
+def shown(value) -> str:
+    """A number as a refusal names it; of an int that has too many digits, how many bits."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an int of {value.bit_length()} bits"
+    return str(value)

@@ -9,15 +9,19 @@ every entry of `implementations.__path__`.
 import importlib
 import inspect
 import re
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, wraps
 from importlib.util import find_spec
 from pathlib import Path
+
+import torch
 
 import implementations
 from implementations import DEVICE
 from implementations.common import device
+from implementations.common.check import PLAIN
 from implementations.common.spec import KernelSpec
 
 HEADERS = Path(__file__).parents[1] / "instructions"  # what a `.cu` may include
@@ -145,7 +149,51 @@ def load(kernel: str, backend: str) -> Callable:
         raise TypeError(
             f"{module.__file__}: {kernel}{ours} must have the reference's parameters {theirs}"
         )
-    return host
+    return _anywhere(host)
+
+
+class _Thread(threading.local):
+    """The GPUs that this thread has used: before that the driver would refuse a launch."""
+
+    def __init__(self):
+        self.gpus = set()
+
+
+_thread = _Thread()
+
+
+def _anywhere(host: Callable) -> Callable:
+    """A host function that runs on its inputs' GPU, whichever is current (Triton launches on the
+    current one), from any thread; torch.compile leaves it as it is, and cannot see into launches.
+    """
+
+    def guarded(*args, **kwargs):
+        index = _gpu(args) if kwargs == {} else _gpu((*args, *kwargs.values()))
+        if DEVICE != "cuda" or index in _thread.gpus and index == torch.cuda.current_device():
+            return host(*args, **kwargs)
+        with torch.cuda.device(torch.cuda.current_device() if index < 0 else index):
+            torch.cuda.mem_get_info()  # which makes the GPU's context this thread's
+            _thread.gpus.add(index)
+            return host(*args, **kwargs)
+
+    left_alone = torch.compiler.disable(guarded)  # not in every call: it takes some 20 µs
+
+    @wraps(host)
+    def call(*args, **kwargs):
+        run = left_alone if torch.compiler.is_dynamo_compiling() else guarded
+        return run(*args, **kwargs)
+
+    return call
+
+
+def _gpu(values) -> int:
+    """The GPU of the first tensor among some values, or in a list among them; -1 for none."""
+    for value in values:
+        if type(value) in PLAIN:
+            return value.get_device()
+        if isinstance(value, list | tuple) and value:
+            return _gpu(value)
+    return -1
 
 
 def files(kernel: str, backend: str) -> tuple[Path, ...]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from implementations.common.check import check_tensor
+from implementations.common.check import check_int, check_tensor, shown
 from implementations.common.rules import Exact
 from implementations.common.spec import KernelSpec, Work, generator
 
@@ -25,19 +25,18 @@ def strided_copy(x, start, step, n):
 def check(x, start, step, n):
     check_tensor("x", x, ndim=1, dtypes=DTYPES)
     for name, number in (("start", start), ("step", step), ("n", n)):
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise TypeError(f"{name} must be an int, got {type(number).__name__}")
+        check_int(name, number)
     N = x.numel()
     if not 0 <= start <= N:
-        raise ValueError(f"start must be from 0 to the length of x, {N}, got {start}")
+        raise ValueError(f"start must be from 0 to the length of x, {N}, got {shown(start)}")
     if not 1 <= step < 2**63:
-        raise ValueError(f"step must be at least 1 and fit 64 bits, got {step}")
+        raise ValueError(f"step must be at least 1 and fit 64 bits, got {shown(step)}")
     if n < 0:
-        raise ValueError(f"n must be at least 0, got {n}")
+        raise ValueError(f"n must be at least 0, got {shown(n)}")
     last = start + (n - 1) * step
     if n > 0 and last >= N:
         raise ValueError(
-            f"start + (n - 1) * step must be less than the length of x, {N}, got {last}"
+            f"start + (n - 1) * step must be less than the length of x, {N}, got {shown(last)}"
         )
 
 

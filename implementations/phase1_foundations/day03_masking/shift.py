@@ -2,7 +2,7 @@
 
 import torch
 
-from implementations.common.check import check_number, check_tensor
+from implementations.common.check import check_int, check_number, check_tensor
 from implementations.common.rules import Exact
 from implementations.common.spec import KernelSpec, Work, generator
 
@@ -29,8 +29,7 @@ def shift(x, offset, fill_value):
 def check(x, offset, fill_value):
     """Refuse what shift does not take; the offset, at most N either way, and the rounded value."""
     check_tensor("x", x, ndim=1, dtypes=DTYPES)
-    if not isinstance(offset, int) or isinstance(offset, bool):
-        raise TypeError(f"offset must be an int, got {type(offset).__name__}")
+    check_int("offset", offset)
     N = x.numel()
     return max(-N, min(offset, N)), check_number("fill_value", fill_value, x.dtype)
 

@@ -3,7 +3,7 @@
 import torch
 
 from implementations import TORCH_DEVICE
-from implementations.common.check import check_block_size
+from implementations.common.check import check_block_size, check_int, shown
 from implementations.common.rules import Exact
 from implementations.common.spec import KernelSpec, Work
 
@@ -21,10 +21,9 @@ def program_ids(n, block_size):
 
 
 def check(n, block_size):
-    if not isinstance(n, int) or isinstance(n, bool):
-        raise TypeError(f"n must be an int, got {type(n).__name__}")
+    check_int("n", n)
     if not 0 <= n < LIMIT:
-        raise ValueError(f"n must be at least 0 and less than {LIMIT}, got {n}")
+        raise ValueError(f"n must be at least 0 and less than {LIMIT}, got {shown(n)}")
     check_block_size(block_size)
 
 

@@ -12,8 +12,9 @@ MAX_M = 65535 * 32  # a grid has at most 65535 blocks along y, each takes at lea
 
 
 def broadcast_fma(x, row, col):
-    """x * row + col[:, None], rounded once.
+    """x * row + col[:, None] by a fused multiplication and addition: the product is not rounded.
 
+    A float32 result is rounded once, one of 16 bits to float32 and then again.
     x: (M, N), M ≤ 2097120; row: (N,); col: (M,); float32, float16 or bfloat16, contiguous. Returns
     (M, N) of the same dtype.
     Raises TypeError for another dtype, ValueError for another shape, stride or device.

@@ -1,13 +1,17 @@
 """The three backends without a GPU: their kernels run on the CPU, by the same host functions.
 
 `install` puts in place what stands in for a backend there: Triton's interpreter, mended; CUDA C++
-compiled for the CPU; Numba's kernels with greenlets for threads.
+compiled for the CPU; Numba's kernels with greenlets for threads. They run one at a time, under
+`ONE_AT_A_TIME`, from whichever threads they are launched: what a kernel finds around it is global.
 """
 
 from importlib import import_module
+from threading import RLock
 
 from implementations.common import device
 from implementations.common.device import Properties
+
+ONE_AT_A_TIME = RLock()
 
 
 class OnCpu(Properties):

@@ -25,6 +25,7 @@ import torch
 from implementations.common import cuda_cpp
 from implementations.common.registry import HEADERS
 from implementations.instructions.tensor_map import ALIGNMENT, BYTES, TensorMap
+from implementations.tiers.cpu import ONE_AT_A_TIME
 
 CUDA = Path(__file__).with_name("cuda")
 NO_COMPILER = "no C++ compiler was found: install g++ (or set CXX)"
@@ -59,7 +60,8 @@ def install() -> None:
 
 def run(kernel, name: str, grid: tuple, block: tuple, args: tuple, shared_bytes: int) -> None:
     """Run an instantiation as `launch` does; its arguments are as the `.cu` declares them."""
-    launch(kernel.path, name, grid, block, kernel.typed(args), shared_bytes)
+    with ONE_AT_A_TIME:
+        launch(kernel.path, name, grid, block, kernel.typed(args), shared_bytes)
 
 
 def launch(

@@ -30,7 +30,7 @@ from numba.cuda.np.numpy_support import as_dtype
 from numba.cuda.simulator.kernelapi import Dim3, FakeCUDAModule
 
 from implementations.common import numba_cuda
-from implementations.tiers.cpu import libdevice
+from implementations.tiers.cpu import ONE_AT_A_TIME, libdevice
 
 WARP = 32
 FULL = 0xFFFFFFFF
@@ -480,7 +480,8 @@ def jit(function=None, device=False, **options):
 
 def run(kernel, grid: tuple, block: tuple, args: tuple, shared_bytes: int) -> None:
     """Run a kernel to its end: its tensors are NumPy arrays here, bfloat16 as int16 words."""
-    kernel[grid, block, 0, shared_bytes](*map(_on_host, args))
+    with ONE_AT_A_TIME:
+        kernel[grid, block, 0, shared_bytes](*map(_on_host, args))
 
 
 def _on_host(value):

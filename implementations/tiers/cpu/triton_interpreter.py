@@ -16,13 +16,14 @@ from triton.language.extra.cuda import libdevice as symbols
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.interpreter import (
     GridExecutor,
+    InterpretedFunction,
     InterpreterBuilder,
     ReduceOps,
     TensorHandle,
     interpreter_semantic,
 )
 
-from implementations.tiers.cpu import bfloat16, libdevice
+from implementations.tiers.cpu import ONE_AT_A_TIME, bfloat16, libdevice
 
 TF32_BITS = np.uint32(0xFFFFE000)  # tensor cores ignore the last 13 bits of a float32
 tensors: list[tuple[int, int]] = []  # of the launch under way: first address, first beyond
@@ -180,6 +181,17 @@ def _run_once(call, quantiles=(0.5,)):
     return [1.0] * len(quantiles)
 
 
+def _one_at_a_time(run):
+    """`InterpretedFunction.run` under the lock of the tier; x / 0 is infinite, as on a GPU."""
+
+    @wraps(run)
+    def locked(*args, **kwargs):
+        with ONE_AT_A_TIME, np.errstate(all="ignore"):
+            return run(*args, **kwargs)
+
+    return locked
+
+
 def install() -> None:
     """Mend the interpreter. Before the first kernel is launched, and once."""
     for name in IN_FLOAT32:
@@ -189,7 +201,7 @@ def install() -> None:
     for name, mask in (("create_masked_load", 0), ("create_masked_store", 1)):
         setattr(InterpreterBuilder, name, _checked(getattr(InterpreterBuilder, name), mask))
     InterpreterBuilder.create_masked_load = _poisoned(InterpreterBuilder.create_masked_load)
-    GridExecutor.__call__ = np.errstate(all="ignore")(GridExecutor.__call__)  # as on a GPU
+    InterpretedFunction.run = _one_at_a_time(InterpretedFunction.run)
     GridExecutor._init_args_hst = _remembered(GridExecutor._init_args_hst)
     InterpreterBuilder.create_dot = _dot
     ReduceOps.generic_reduce = _reduce_pairs

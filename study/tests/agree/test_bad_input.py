@@ -1,7 +1,11 @@
 """Arguments that a kernel does not take: the same sentence from every backend, before any work."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from implementations import TORCH_DEVICE
@@ -13,10 +17,28 @@ def offset_by_one(x):
     return torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)[1:].view(x.shape).copy_(x)
 
 
+def fake(x):
+    with FakeTensorMode():
+        return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def negated_view(x):
+    """A view of a conjugate's imaginary part: its values are not the bits that it points to."""
+    parts = torch.stack((x.float(), x.float()), -1)
+    return torch.view_as_complex(parts).conj().imag
+
+
 BAD = {
     "dtype": (lambda x: x.to(torch.complex64), TypeError),
     "device": (lambda x: x.to("meta"), ValueError),
     "no tensor": (torch.Tensor.tolist, TypeError),
+    "fake": (fake, TypeError),
+    "functional": (FunctionalTensor.to_functional, TypeError),
+    "zero tensor": (lambda x: torch._efficientzerotensor(x.shape, dtype=x.dtype), TypeError),
+    "sparse": (torch.Tensor.to_sparse, TypeError),
+    "nested": (lambda x: torch.nested.nested_tensor([x, x]), TypeError),
+    "negated view": (negated_view, TypeError),
+    "gradient": (lambda x: x.clone().requires_grad_(), ValueError),
 }
 UNUSUAL = {
     "dimensions": lambda x: x[None],
@@ -80,7 +102,8 @@ def tensor_arguments(bad):
 def test_refused_with_one_sentence(kernel, i, bad):
     _, _, inputs = problem(kernel)
     change, kind = BAD[bad]
-    inputs = (*inputs[:i], change(inputs[i]), *inputs[i + 1 :])
+    with FunctionalTensorMode() if bad == "functional" else nullcontext():
+        inputs = (*inputs[:i], change(inputs[i]), *inputs[i + 1 :])
     refusals = {backend: refusal(host, inputs) for backend, host in hosts(kernel).items()}
     (told,) = set(refusals.values())
     assert told is not None
@@ -117,3 +140,47 @@ def test_unusual_is_refused_or_right(kernel, i, bad):
         else:
             assert told[0] is ValueError
     assert len(refusals) == 1
+
+
+@pytest.mark.parametrize("transform", [torch.func.functionalize, torch.func.grad, torch.vmap])
+@tensor_arguments({"wrapped": None})
+def test_what_a_transform_wraps_is_refused_with_one_sentence(kernel, i, bad, transform):
+    _, _, inputs = problem(kernel)
+    told = set()
+    for host in hosts(kernel).values():
+
+        def call(x, host=host):
+            told.add(refusal(host, (*inputs[:i], x, *inputs[i + 1 :])))
+            return x.sum()
+
+        transform(call)(inputs[i][None] if transform is torch.vmap else inputs[i])
+    ((kind, text),) = told
+    assert kind is TypeError and "memory of its own, got one that a transform" in text
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("kernel", registry.kernels())
+def test_without_gradients_parameters_are_taken(kernel, without):
+    spec, size, inputs = problem(kernel)
+    parameters = tuple(
+        torch.nn.Parameter(x) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+        for x in inputs
+    )
+    for host in hosts(kernel).values():
+        with without():
+            outputs = host(*parameters)
+        assert agreement.judge(spec, size, inputs, outputs).error == ""
+
+
+@pytest.mark.parametrize("kernel", registry.kernels())
+def test_a_compiled_caller_gets_the_same(kernel):
+    _, _, inputs = problem(kernel)
+    for host in hosts(kernel).values():
+        torch._dynamo.reset()
+
+        def caller(*args, host=host):
+            return [2 * y for y in agreement.as_tuple(host(*args))]
+
+        both = caller(*inputs), torch.compile(caller, backend="eager")(*inputs)
+        for wanted, got in zip(*both, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=0, atol=0, equal_nan=True)

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 
 from implementations.common import device, registry
+from implementations.common.check import dtype_name
 from implementations.tiers import compile as offline
 from study.agree import verify
-from study.bench.cells import Cell, select
+from study.bench.cells import Cell, select, size_text
+from study.tests import chosen
 
 CELLS = list(select().cells("check"))
 
@@ -26,13 +28,15 @@ def test_agrees(cell):
     check(cell)
 
 
-@pytest.mark.parametrize("backend", ["cupy", "numba"])
-def test_matmul_agrees_in_less_shared_memory(monkeypatch, backend):
+@pytest.mark.parametrize(("kernel", "backend"), chosen.staged())
+def test_agrees_in_less_shared_memory(monkeypatch, kernel, backend):
     if reason := registry.missing(backend):  # which may put a tier in place
         pytest.skip(reason)
     smaller = replace(device.properties(), shared_bytes=99 * 1024)  # of a GeForce: two stages
     monkeypatch.setattr(device, "describe", lambda device: smaller)
-    check(Cell("matmul_tensor_core", backend, "float16", "M=40,N=136,K=328"))
+    sizes = registry.spec(kernel).check_sizes
+    longest = max(sizes, key=lambda size: max(size.values()))  # whose loop fills stages anew
+    check(Cell(kernel, backend, dtype_name(registry.spec(kernel).dtypes[0]), size_text(longest)))
 
 
 def test_stages():

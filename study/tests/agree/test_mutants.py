@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import implementations
 from implementations.common import registry
 from study.agree import faults, mutants, verify
 from study.agree.faults import OPERATORS, Mutant, planted
@@ -262,24 +263,110 @@ def test_each_entry_of_the_list_is_a_mutant_with_a_reason():
         assert len(reason.split()) > 3
 
 
-def rewritten(kernel, backend, old, new, operator="mask dropped", suffix=".py"):
-    """A mutant made by hand: `old` in an implementation's file is `new`."""
-    path = next(p for p in registry.files(kernel, backend) if p.suffix == suffix)
+SOURCES = {
+    "_triton.py": """
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def double_it_kernel(x_ptr, out_ptr, N, BLOCK: tl.constexpr):
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < N
+    x = tl.load(x_ptr + offs, mask=mask)
+    tl.store(out_ptr + offs, 2 * x, mask=mask)
+
+
+def double_it(x):
+    N = x.numel()
+    out = torch.empty_like(x)
+    double_it_kernel[(triton.cdiv(N, 256),)](x, out, N, BLOCK=256)
+    return out
+""",
+    "_cupy.py": """
+from pathlib import Path
+
+import torch
+
+from implementations.common.cuda_cpp import CudaSource
+
+SOURCE = CudaSource(Path(__file__).with_name("double_it.cu"))
+
+
+def double_it(x):
+    N = x.numel()
+    out = torch.empty_like(x)
+    SOURCE.launch("double_it_kernel", (-(-N // 256),), (256,), x, out, N)
+    return out
+""",
+    ".cu": """
+__global__ void double_it_kernel(const float* x, float* out, long long N) {
+    const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < N) out[i] = 2.f * x[i];
+}
+""",
+    "_numba.py": """
+import torch
+from numba import cuda
+
+from implementations.common.numba_cuda import launch
+
+
+@cuda.jit
+def double_it_kernel(x, out):
+    i = cuda.grid(1)
+    if i < x.size:
+        out[i] = 2 * x[i]
+
+
+def double_it(x):
+    N = x.numel()
+    out = torch.empty_like(x)
+    launch(double_it_kernel, (-(-N // 256),), (256,), x, out)
+    return out
+""",
+}
+
+
+@pytest.fixture
+def double_it(new_kernel):
+    """The folder of `double_it`, with its sources in every backend."""
+    for suffix, text in SOURCES.items():
+        (new_kernel / f"double_it{suffix}").write_text(text)
+    return new_kernel
+
+
+def look_below(*roots):
+    implementations.__path__[1:] = roots
+
+
+@pytest.fixture
+def tried_there(double_it, tried, worker):
+    """As `tried`, for mutants of `double_it`."""
+    worker.call(look_below, str(double_it.parents[1]), timeout=verify.FIRST_TIMEOUT)
+    yield tried
+    worker.call(look_below, timeout=verify.FIRST_TIMEOUT)
+
+
+def rewritten(backend, old, new, operator="mask dropped", suffix=".py"):
+    """A mutant of `double_it` made by hand: `old` in one of its files is `new`."""
+    path = next(p for p in registry.files("double_it", backend) if p.suffix == suffix)
     text = path.read_text()
     assert old in text
     content = text.replace(old, new)
-    return Mutant(kernel, backend, operator, path.name, 1, old, new, 1, content)
+    return Mutant("double_it", backend, operator, path.name, 1, old, new, 1, content)
 
 
 @pytest.mark.parametrize("backend", registry.BACKENDS)
-def test_a_kernel_that_is_not_changed_survives(tried, backend):
-    row = tried(rewritten("vector_add", backend, "return out", "return out"))
+def test_a_kernel_that_is_not_changed_survives(tried_there, backend):
+    row = tried_there(rewritten(backend, "return out", "return out"))
     assert (row["status"], row["by"], row["size"]) == ("survived", "", "")
 
 
-def test_what_no_check_looks_at_survives(tried):
+def test_what_no_check_looks_at_survives(tried_there):
     wrong = "if N == 12_345:\n        out += 1\n    return out"
-    row = tried(rewritten("vector_add", "triton", "return out", wrong, "barrier missing"))
+    row = tried_there(rewritten("triton", "return out", wrong, "barrier missing"))
     assert row["status"] == "survived"
 
 
@@ -294,81 +381,75 @@ def test_what_no_check_looks_at_survives(tried):
         ("out += 1\n    return out", "values"),
     ],
 )
-def test_what_a_mutant_does_to_its_process_stays_there(tried, host, by):
-    row = tried(rewritten("vector_add", "numba", "return out", host))
-    assert (row["by"] or row["status"], row["dtype"], row["size"]) == (by, "float32", "N=1")
+def test_what_a_mutant_does_to_its_process_stays_there(tried_there, host, by):
+    row = tried_there(rewritten("numba", "return out", host))
+    assert (row["by"] or row["status"], row["dtype"], row["size"]) == (by, "float32", "N=5")
     assert (row["status"] == "killed") == (by != "not built")
-    assert row["source_hash"] == fingerprint("vector_add", "numba")
+    assert row["source_hash"] == fingerprint("double_it", "numba")
 
 
 THREAD = {"STUDY_SANITIZE": "thread"}
 RACE = """
-#include <cuda_fp16.h>
-// Lanes exchange their sums through shared memory; the shuffle makes them meet, but orders nothing.
-template <typename T>
-__global__ void vector_add_kernel(const T* x, const T* y, T* out, long long N) {
-    __shared__ T s[256];
+// Lanes exchange values through shared memory; the shuffle makes them meet, but orders nothing.
+__global__ void double_it_kernel(const float* x, float* out, long long N) {
+    __shared__ float s[256];
     const int tid = threadIdx.x;
-    constexpr int VEC = 16 / sizeof(T);
-    for (int k = 0; k < VEC; ++k) {
-        const long long i = ((long long)blockIdx.x * VEC + k) * blockDim.x + (tid ^ 1);
-        s[tid] = i < N ? x[i] + y[i] : T(0.f);
-        __shfl_xor_sync(~0u, tid, 1);
-        BARRIER
-        const long long at = ((long long)blockIdx.x * VEC + k) * blockDim.x + tid;
-        if (at < N) out[at] = s[tid ^ 1];
-        __syncwarp();
-    }
+    const long long first = (long long)blockIdx.x * blockDim.x;
+    const long long i = first + (tid ^ 1);
+    s[tid] = i < N ? 2.f * x[i] : 0.f;
+    __shfl_xor_sync(~0u, tid, 1);
+    BARRIER
+    if (first + tid < N) out[first + tid] = s[tid ^ 1];
 }
 """
 
 
-def test_a_race_that_no_order_shows_is_found_by_the_sanitizer(tried, worker, tmp_path):
+def test_a_race_that_no_order_shows_is_found_by_the_sanitizer(tried_there, worker, tmp_path):
     def made(barrier):
-        text = registry.files("vector_add", "cupy")[1].read_text()
         racy = RACE.replace("BARRIER", barrier)
-        return rewritten("vector_add", "cupy", text, racy, "barrier missing", ".cu")
+        return rewritten("cupy", SOURCES[".cu"], racy, "barrier missing", ".cu")
 
-    row = tried(made(";"))
+    row = tried_there(made(";"))
     assert (row["by"], row["conditions"]) == ("races", "STUDY_SANITIZE=thread")
     root = tmp_path / "right"
     mutants.write(made("__syncwarp();"), root)
-    args = Cell("vector_add", "cupy", row["dtype"], row["size"]), root, THREAD
+    args = Cell("double_it", "cupy", row["dtype"], row["size"]), root, THREAD
     assert worker.call(mutants.attempt, *args, timeout=verify.TIMEOUT) == Outcome("agrees", "", "")
 
 
-def test_other_orders_of_threads_are_tried(tried):
+def test_other_orders_of_threads_are_tried(tried_there):
     wrong = "import os\n    out += os.environ.get('STUDY_THREAD_SEED') == '3'\n    return out"
-    row = tried(rewritten("vector_add", "numba", "return out", wrong, "barrier missing"))
+    row = tried_there(rewritten("numba", "return out", wrong, "barrier missing"))
     assert (row["by"], row["conditions"]) == ("runs differ", "STUDY_THREAD_SEED=3")
 
 
-def test_a_rejected_kernel_has_no_mutants_to_judge(monkeypatch, tmp_path):
+def test_a_rejected_kernel_has_no_mutants_to_judge(double_it, monkeypatch, tmp_path):
     trials = Trials(tmp_path, {}, {})
     monkeypatch.setattr(trials, "tried", lambda *_: Outcome("disagrees", "values", "wrong"))
-    with pytest.raises(
-        RuntimeError, match="vector_add-numba-float32-N=1 must agree before its mut"
-    ):
-        trials(None, faults.mutants("vector_add", "numba")[0])
+    with pytest.raises(RuntimeError, match="double_it-numba-float32-N=5 must agree before its mut"):
+        trials(None, faults.mutants("double_it", "numba")[0])
 
 
 # --- the order of cells, the command --------------------------------------------------------------
 
 
-def test_small_cells_first_and_what_killed_it_before_them():
-    mutant = next(m for m in faults.mutants("vector_add", "cupy") if m.operator == "mask dropped")
+def test_small_cells_first_and_what_killed_it_before_them(double_it):
+    text = (double_it / "double_it.py").read_text()
+    text = text.replace('({"N": 5},)', '({"N": 600}, {"N": 0}, {"N": 7}, {"N": 1})')
+    text = text.replace("(torch.float32,)", "(torch.float32, torch.float16)")
+    (double_it / "double_it.py").write_text(text)
+    mutant = next(m for m in faults.mutants("double_it", "cupy") if m.operator == "mask dropped")
     found = mutants.attempts(mutant, {})
-    assert [cell.size for cell, _ in found[:3]] == ["N=1", "N=7", "N=255"]
     plain = [cell for cell, conditions in found if not conditions]
-    assert set(plain) == set(select("vector_add", "cupy").cells("check"))
-    dtypes = [dtype for dtype in ("float32", "float16", "bfloat16") for _ in range(8)]
-    assert [cell.dtype for cell in plain] == dtypes
+    assert [cell.size for cell in plain] == 2 * ["N=1", "N=7", "N=600", "N=0"]
+    assert [cell.dtype for cell in plain] == 4 * ["float32"] + 4 * ["float16"]
+    assert set(plain) == set(select("double_it", "cupy").cells("check"))
     stricter = {tuple(conditions.items()) for _, conditions in found[len(plain) :]}
     assert stricter == {(("STUDY_SANITIZE", "address"),)}
 
     last = ("float16", "N=7", "STUDY_SANITIZE=address")
     first, *rest = mutants.attempts(mutant, {mutant.key: last})
-    assert first == (Cell("vector_add", "cupy", *last[:2]), {"STUDY_SANITIZE": "address"})
+    assert first == (Cell("double_it", "cupy", *last[:2]), {"STUDY_SANITIZE": "address"})
     assert len(rest) == len(found) - 1
 
 
@@ -383,23 +464,23 @@ def fake(status, by=""):
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
-    """`mutants.run` on vector_add in Triton, with a given outcome and list of equivalents."""
+def run(double_it, monkeypatch, tmp_path):
+    """`mutants.run` on `double_it` in Triton, with a given outcome and list of equivalents."""
 
     def call(status, by="", listed=None):
         monkeypatch.setattr(Trials, "__call__", fake(status, by))
         monkeypatch.setattr(mutants, "_missing", lambda worker, backend: None)
         monkeypatch.setattr(mutants, "listed", lambda: listed or {})
-        return mutants.run(select("vector_add", "triton"), data=tmp_path)
+        return mutants.run(select("double_it", "triton"), data=tmp_path)
 
     return call
 
 
 def test_run_keeps_rows_and_knows_what_killed(run, tmp_path, capsys):
     assert run("killed", "guard zones")
-    assert "guard zones 4" in capsys.readouterr().out
+    assert "guard zones 3" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "mutants.csv")
-    made = faults.mutants("vector_add", "triton")
+    made = faults.mutants("double_it", "triton")
     assert len(table) == len(made)
     known = mutants.known(table)
     assert known == {mutant.key: ("float32", "N=1", "") for mutant in made}
@@ -410,21 +491,19 @@ def test_run_keeps_rows_and_knows_what_killed(run, tmp_path, capsys):
 def test_run_says_what_survived(run, capsys):
     assert not run("survived")
     said = capsys.readouterr().out
-    assert "vector_add_triton.py:18 mask dropped survived\n  - x = tl.load(x_ptr + offs, " in said
-    assert said.count(" survived\n") == len(faults.mutants("vector_add", "triton"))
+    assert "double_it_triton.py:11 mask dropped survived\n  - x = tl.load(x_ptr + offs, " in said
+    assert said.count(" survived\n") == len(faults.mutants("double_it", "triton"))
 
 
 def test_run_says_what_is_wrong_with_the_list(run, capsys):
-    key = faults.mutants("vector_add", "triton")[0].key
+    key = faults.mutants("double_it", "triton")[0].key
     assert run("equivalent", listed={key: "it is the same"})
     assert not run("killed", "values", {key: "it is the same"})
     assert "is listed as equivalent, but killed by values" in capsys.readouterr().out
     gone = (*key[:3], "x = 1", "x = 2", 1)
     assert not run("killed", "values", {gone: "it is the same"})
-    assert (
-        "equivalent_mutants.csv lists what is no mutant: ('vector_add'" in capsys.readouterr().out
-    )
-    other = ("softmax_fused", *gone[1:])
+    assert "equivalent_mutants.csv lists what is no mutant: ('double_it'" in capsys.readouterr().out
+    other = ("another", *gone[1:])
     assert run("killed", "values", {other: "of another kernel"})
 
 

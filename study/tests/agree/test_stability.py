@@ -7,6 +7,7 @@ import torch
 
 from implementations import DEVICE, TORCH_DEVICE
 from implementations.common import registry
+from implementations.common.check import dtype_name
 from study import status
 from study.agree import stability
 from study.bench import store
@@ -14,14 +15,17 @@ from study.bench.cells import TIMED, select
 from study.bench.entries import UNAVAILABLE
 from study.bench.worker import WorkerFailed
 from study.report import figures
-from study.report.data import Data
+from study.report.data import Data, bound_by
 from study.report.document import document
 from study.report.estimates import State
 from study.report.prose import Prose
-from study.tests import made_up_data
+from study.tests import chosen, made_up_data
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 SCALES = (0.1, 10, 30, 100, 10_000)
+FIRST, OTHER = made_up_data.scaled()[:2]
+TYPES = len(registry.spec(FIRST).dtypes)
+QUICK = next(k for k in bound_by("GB/s") if registry.spec(k).scales)  # reads its rows once
 
 
 def right(x):
@@ -109,37 +113,39 @@ def test_largest_is_a_number_of_the_dtype_and_the_next_is_too_large():
     assert torch.exp(torch.nextafter(largest, torch.tensor(math.inf))).isinf()
 
 
-def test_cells_are_every_dtype_in_the_backends_and_the_baseline():
-    cells = stability.cells("softmax_fused", ("numba",))
+def test_cells_are_every_dtype_in_the_backends_and_the_baseline(new_kernel):
+    cells = stability.cells(FIRST, ("numba",))
     assert [(cell.dtype, cell.backend) for cell in cells] == [
-        (dtype, backend)
-        for dtype in ("float32", "float16", "bfloat16")
+        (dtype_name(dtype), backend)
+        for dtype in registry.spec(FIRST).dtypes
         for backend in ("numba", "torch")
     ]
-    assert stability.cells("vector_add", ("numba",)) == []  # its spec has no scales
+    assert stability.cells("double_it", ("numba",)) == []  # its spec has no scales
 
 
 def test_run_in_a_worker(tmp_path, capsys):
-    assert stability.run(select("vector_add,softmax_fused", "triton"), data=tmp_path)
+    assert stability.run(select(f"{chosen.small()},{QUICK}", "triton"), data=tmp_path)
     said = capsys.readouterr().out
-    assert "stability: 6 of 6" in said and "not studied" not in said
+    cells = 2 * len(registry.spec(QUICK).dtypes)  # with the baseline
+    assert f"stability: {cells} of {cells}" in said
+    assert "not studied" not in said
     assert bool(list(tmp_path.iterdir())) == (DEVICE == "cuda")
 
 
+@pytest.mark.parametrize("kernel", chosen.softmaxes(overflow=True))
 @pytest.mark.parametrize("backend", registry.BACKENDS)
-def test_naive_kernel_overflows_where_its_docstring_says(backend):
+def test_naive_kernel_overflows_where_its_docstring_says(kernel, backend):
     if reason := registry.missing(backend):
         pytest.skip(reason)
-    kernel = registry.load("softmax_naive", backend)
     rows = torch.tensor([88.7, 88.8, -86, -105])[:, None].repeat(1, 8)
     rows[:2, 1:] = 0
-    y = kernel(rows.to(TORCH_DEVICE)).cpu()
+    y = registry.load(kernel, backend)(rows.to(TORCH_DEVICE)).cpu()
     assert y[0].tolist() == pytest.approx([1] + 7 * [0], abs=1e-5)
     assert y[1, 0].isnan() and (y[1, 1:] == 0).all()
     assert y[2].tolist() == pytest.approx(8 * [1 / 8]) and y[3].isnan().all()
 
 
-@pytest.mark.parametrize("kernel", ["softmax_safe", "softmax_fused"])
+@pytest.mark.parametrize("kernel", chosen.softmaxes(overflow=False))
 @pytest.mark.parametrize("backend", registry.BACKENDS)
 def test_rows_that_have_no_softmax_are_nan_and_no_others(kernel, backend):
     if reason := registry.missing(backend):
@@ -156,7 +162,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(stability, "DEVICE", "cuda")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
 
-    def study(kernels="softmax_naive", backends=None, failing={}):  # noqa: B006
+    def study(kernels=FIRST, backends=None, failing={}):  # noqa: B006
         def call(self, function, cell, timeout):
             error = failing.get(cell.backend, "")
             if error and not error.startswith(UNAVAILABLE):
@@ -177,21 +183,22 @@ def path(tmp_path):
 
 
 def test_rows_replace_their_own_and_no_others(machine, path):
-    assert machine("softmax_naive,softmax_safe", "triton,numba")
+    assert machine(f"{FIRST},{OTHER}", "triton,numba")
     before = store.read(path)
     assert list(before.columns) == stability.COLUMNS
-    assert len(before) == 2 * 3 * 3 * 2 and before["error"].isna().all()
+    types = TYPES + len(registry.spec(OTHER).dtypes)
+    assert len(before) == types * 3 * 2 and before["error"].isna().all()
     store.write(path, before.assign(source_hash="old"))
-    assert machine("softmax_naive", "numba")
+    assert machine(FIRST, "numba")
     after = store.read(path)
     new = after[after["source_hash"] != "old"]
     assert len(after) == len(before)
-    assert set(new["kernel"]) == {"softmax_naive"} and set(new["backend"]) == {"numba", "torch"}
+    assert set(new["kernel"]) == {FIRST} and set(new["backend"]) == {"numba", "torch"}
 
 
 def test_failing_cell_is_a_row_and_said(machine, path, capsys):
     assert not machine(failing={"numba": "killed by SIGSEGV"})
-    assert "softmax_naive-numba-float16-M=64,N=512 was not studied: killed by SIGSEGV" in (
+    assert f"{FIRST}-numba-float16-M=64,N=512 was not studied: killed by SIGSEGV" in (
         capsys.readouterr().out
     )
     rows = store.read(path).set_index("backend")
@@ -211,48 +218,48 @@ def test_damaged_file_is_refused_before_any_work(machine, path):
 def test_nothing_can_be_run_where_kernels_are_only_compiled(monkeypatch, tmp_path):
     monkeypatch.setattr(stability, "DEVICE", "compile")
     with pytest.raises(RuntimeError, match="must run the kernels, got STUDY_DEVICE=compile"):
-        stability.run(select("softmax_fused"), data=tmp_path)
+        stability.run(select(FIRST), data=tmp_path)
 
 
 def test_the_report_may_quote_it(machine, path, tmp_path):
     machine(failing={"numba": "killed by SIGSEGV"})
     data = Data.load(tmp_path)
     assert data.stale == []
-    assert data.finite("softmax_naive", "cupy").value == 0.25  # the least
-    assert data.finite("softmax_naive", "cupy", "float16", 1).value == 1
-    assert str(data.finite("softmax_naive", "torch", scale=100)) == "25.0 %"
-    assert (data.largest("softmax_naive", "triton") >= 88.5) is State.HOLDS
-    assert str(data.largest("softmax_naive", "triton", "bfloat16")) == "88.5"
-    assert str(data.largest("softmax_naive", "numba")) == "failed"
-    assert str(data.finite("softmax_naive", "numba", scale=1)) == "failed"
+    assert data.finite(FIRST, "cupy").value == 0.25  # the least
+    assert data.finite(FIRST, "cupy", "float16", 1).value == 1
+    assert str(data.finite(FIRST, "torch", scale=100)) == "25.0 %"
+    assert (data.largest(FIRST, "triton") >= 88.5) is State.HOLDS
+    assert str(data.largest(FIRST, "triton", "bfloat16")) == "88.5"
+    assert str(data.largest(FIRST, "numba")) == "failed"
+    assert str(data.finite(FIRST, "numba", scale=1)) == "failed"
     for unknown in (
-        data.finite("softmax_naive", "cupy", scale=7),
-        data.largest("softmax_safe", "cupy"),
-        Data.load(tmp_path / "nothing").finite("softmax_naive", "cupy"),
+        data.finite(FIRST, "cupy", scale=7),
+        data.largest(OTHER, "cupy"),
+        Data.load(tmp_path / "nothing").finite(FIRST, "cupy"),
     ):
         assert str(unknown) == "not measured" and (unknown >= 0) is State.NO_DATA
     text = tmp_path / "text.md"
-    text.write_text('{{ most(finite, "softmax_naive", ("triton", "cupy"), scale=100) }}')
+    text.write_text(f'{{{{ most(finite, "{FIRST}", ("triton", "cupy"), scale=100) }}}}')
     assert Prose(data).render(text) == "25.0 %"
 
     store.write(path, store.read(path).assign(source_hash="old"))
-    assert "stability.csv: softmax_naive-triton" in Data.load(tmp_path).stale
+    assert f"stability.csv: {FIRST}-triton" in Data.load(tmp_path).stale
 
 
 def test_status_knows_what_is_missing_and_stale(machine, path, tmp_path):
-    selection = select("vector_add,softmax_naive")
+    selection = select(f"{chosen.small()},{FIRST}")
     cells = dict(status._wanted(selection, tmp_path, [path.parent]))[path]
-    assert len(cells) == 3 * (len(registry.BACKENDS) + 1)
+    assert len(cells) == TYPES * (len(registry.BACKENDS) + 1)
 
     def found():
         rows = store.read(path).reindex(columns=[*TIMED, "source_hash"], fill_value="")
         return status.compare([cell for cell in cells if cell.backend == "numba"], rows)
 
-    assert found() == (3, 3, 0)
+    assert found() == (TYPES, TYPES, 0)
     machine()
-    assert found() == (3, 0, 0)
+    assert found() == (TYPES, 0, 0)
     store.write(path, store.read(path).assign(source_hash="old"))
-    assert found() == (3, 0, 3)
+    assert found() == (TYPES, 0, TYPES)
 
 
 @pytest.fixture(scope="module")
@@ -269,14 +276,14 @@ def test_figure_marks_what_is_not_finite(data):
     for i, ax in enumerate(axes):
         crosses = [line for line in ax.lines if line.get_marker() == "x"]
         at = [x for line in crosses for x in line.get_xdata()]
-        naive = kernels[i // 3] == "softmax_naive"
+        naive = kernels[i // 3] == FIRST
         assert at == ([100, 300, 1000, 3000, 10_000] if naive else [])
 
 
 def test_report_shows_figure_and_table_once(data):
     text = document(data, Prose(data))
     assert text.count("](figures/stability.svg)") == 1
-    section = text.partition("## Day 12: ")[2].partition("\n## ")[0]
+    section = text.partition(f"## Day {registry.spec(FIRST).day}: ")[2].partition("\n## ")[0]
     assert "](figures/stability.svg)" in section
-    assert "| `softmax_naive` | float16 | 88.5 | 88.5 | 88.5 | 88.5 |" in section
-    assert "| `softmax_safe` | float16 | 65504 |" in section
+    assert f"| `{FIRST}` | float16 | 88.5 | 88.5 | 88.5 | 88.5 |" in section
+    assert f"| `{OTHER}` | float16 | 65504 |" in section

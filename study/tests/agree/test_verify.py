@@ -14,6 +14,15 @@ from study.agree.agreement import Judgement
 from study.bench import store
 from study.bench.cells import KEY, Cell, seed, select, size_text
 from study.bench.fingerprint import fingerprint, spec_fingerprint
+from study.tests import chosen
+
+KERNEL = chosen.small()
+SPEC = registry.spec(KERNEL)
+LAST = size_text(SPEC.check_sizes[-1])
+BY_WORK = sorted(SPEC.check_sizes, key=lambda size: SPEC.work(SPEC.dtypes[0], **size).bytes)
+MEDIAN = BY_WORK[len(BY_WORK) // 2]
+EACH = len(SPEC.dtypes) * len(SPEC.check_sizes)  # cells of a backend
+ALL = len(registry.BACKENDS) * EACH
 
 
 @pytest.mark.parametrize(
@@ -90,15 +99,13 @@ def test_guarded_tensor(like, dtype):
 
 
 def test_seed_is_the_same_everywhere():
-    cells = [
-        Cell("softmax_fused", backend, "float16", "M=5,N=257") for backend in ("triton", "numba")
-    ]
-    assert [seed(cell) for cell in cells] == [2425740999, 2425740999]
+    cells = [Cell("double_it", backend, "float16", "N=5") for backend in ("triton", "numba")]
+    assert [seed(cell) for cell in cells] == [1155987771, 1155987771]
 
 
 def test_run_in_a_worker(tmp_path, capsys):
-    assert verify.run(select("vector_add", "triton"), large=False, cover=False, data=tmp_path)
-    assert "24 of 24" in capsys.readouterr().out
+    assert verify.run(select(KERNEL, "triton"), large=False, cover=False, data=tmp_path)
+    assert f"{EACH} of {EACH}" in capsys.readouterr().out
     assert bool(list(tmp_path.iterdir())) == (DEVICE == "cuda")
 
 
@@ -119,7 +126,7 @@ def verify_all(monkeypatch, tmp_path):
         monkeypatch.setattr(
             verify, "_call", lambda _, cell: verify._row(cell, *outcomes[BITS[cell.dtype]])
         )
-        return verify.run(select("vector_add", backends), large=large, cover=cover, data=tmp_path)
+        return verify.run(select(KERNEL, backends), large=large, cover=cover, data=tmp_path)
 
     monkeypatch.setattr(registry, "missing", lambda backend: None)
     return run
@@ -133,7 +140,7 @@ def verify_all(monkeypatch, tmp_path):
 def test_run_says_what_is_wrong(verify_all, capsys, half, agree):
     assert verify_all({32: AGREES, 16: half}) == agree
     said = capsys.readouterr().out
-    line = f"vector_add-numba-float16-N=1025 {half[0]}: {half[1]}\n"
+    line = f"{KERNEL}-numba-float16-{LAST} {half[0]}: {half[1]}\n"
     assert (line in said) == (not agree)
 
 
@@ -161,9 +168,10 @@ def saved(monkeypatch, tmp_path):
 def test_rows_are_replaced_cell_by_cell(verify_all, saved):
     verify_all({32: AGREES, 16: FAILED}, large=True)
     rows = saved()
-    headline = size_text(registry.spec("vector_add").headline)
-    assert len(rows) == 3 * 3 * 9
-    assert rows.loc[("vector_add", "cupy", "float16", headline), "error"] == "killed by SIGSEGV"
+    headline = size_text(SPEC.headline)
+    large = len(SPEC.dtypes) + len(SPEC.huge_sizes)
+    assert len(rows) == ALL + len(registry.BACKENDS) * large
+    assert rows.loc[(KERNEL, "cupy", "float16", headline), "error"] == "killed by SIGSEGV"
 
     verify_all({32: AGREES, 16: AGREES}, backends="cupy")
     again = saved()
@@ -183,8 +191,8 @@ def test_rows_of_before_the_columns_check_and_spec_hash_are_kept(verify_all, sav
     store.write(path, store.read(path).drop(columns=["check", "spec_hash"]))
     verify_all({32: AGREES, 16: DISAGREES}, backends="cupy")
     rows = saved()
-    assert len(rows) == 3 * 3 * 8
-    assert rows["spec_hash"].notna().sum() == 3 * 8
+    assert len(rows) == ALL
+    assert rows["spec_hash"].notna().sum() == EACH
     assert rows.xs("cupy", level="backend")["spec_hash"].notna().all()
 
 
@@ -197,13 +205,13 @@ def test_a_covering_choice_is_verified_where_it_is_asked_for(verify_all, monkeyp
 
     monkeypatch.setattr(verify, "covering", two)
     assert verify_all({32: AGREES, 16: AGREES}, backends="numba", cover=True)
-    assert asked == [(select("vector_add", "numba"), True)]
-    assert "2 of 24 cells launch every variant" in capsys.readouterr().out
+    assert asked == [(select(KERNEL, "numba"), True)]
+    assert f"2 of {EACH} cells launch every variant" in capsys.readouterr().out
     assert verify_all({32: AGREES, 16: AGREES}, backends="numba")
-    assert len(asked) == 1 and "24 of 24" in capsys.readouterr().out
+    assert len(asked) == 1 and f"{EACH} of {EACH}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("done", [1, 40])
+@pytest.mark.parametrize("done", [1, ALL // 2])
 def test_interrupted_run_keeps_its_rows(verify_all, done, saved, monkeypatch, tmp_path):
     calls = iter([AGREES] * done)
 
@@ -215,7 +223,7 @@ def test_interrupted_run_keeps_its_rows(verify_all, done, saved, monkeypatch, tm
     monkeypatch.setattr(verify, "_call", call)
     monkeypatch.setattr(verify, "WORKERS", 1)  # of several each may have a cell in hand
     with pytest.raises(KeyboardInterrupt):
-        verify.run(select("vector_add"), large=False, cover=False, data=tmp_path)
+        verify.run(select(KERNEL), large=False, cover=False, data=tmp_path)
     assert list(saved()["status"]) == ["agrees"] * done
 
 
@@ -232,11 +240,12 @@ def test_damaged_file_is_refused_before_any_work(verify_all, saved, tmp_path):
 def test_sanitizers_find_nothing_and_say_what_fails(capsys, monkeypatch):
     if reason := registry.missing("cupy"):
         pytest.skip(reason)
-    few = dataclasses.replace(registry.spec("vector_add"), check_sizes=({"N": 1025},))
+    few = dataclasses.replace(SPEC, check_sizes=(MEDIAN,))
     monkeypatch.setattr(registry, "spec", lambda kernel: few)
-    assert verify.sanitize(select("vector_add"))
-    assert capsys.readouterr().out.count("3 of 3") == 2
+    assert verify.sanitize(select(KERNEL))
+    assert capsys.readouterr().out.count(f"{(n := len(SPEC.dtypes))} of {n}") == 2
 
     monkeypatch.setattr(verify, "_call", lambda _, cell: verify._row(cell, *FAILED))
-    assert not verify.sanitize(select("vector_add"))
-    assert "vector_add-cupy, thread-float32-N=1025 failed: killed by" in capsys.readouterr().out
+    assert not verify.sanitize(select(KERNEL))
+    said = capsys.readouterr().out
+    assert f"{KERNEL}-cupy, thread-float32-{size_text(MEDIAN)} failed: killed by" in said

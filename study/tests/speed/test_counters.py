@@ -18,6 +18,7 @@ from study.report.estimates import State
 from study.report.prose import Prose
 from study.speed import counters
 from study.speed.counters import METRICS, UNAVAILABLE
+from study.tests import chosen, made_up_data
 
 LAUNCH = (
     '"{id}","4242","python3.12","127.0.0.1","{kernel}","1","7","(256, 1, 1)","(8, 1, 1)","0","9.0"'
@@ -26,7 +27,9 @@ HEADER = (
     '"ID","Process ID","Process Name","Host Name","Kernel Name","Context","Stream","Block Size",'
     '"Grid Size","Device","CC"'
 )
-DTYPE, SIZE = headline("vector_add")
+KERNEL, OTHER = chosen.small(), made_up_data.product()
+DTYPE, SIZE = headline(KERNEL)
+BASELINES = {kernel: list(registry.spec(kernel).baselines) for kernel in (KERNEL, OTHER)}
 READ = 2147480000  # 2³¹ in a file of six digits
 
 
@@ -90,8 +93,8 @@ def machine(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
 
-    def count(kernels="vector_add", backends="triton,numba", errors={}, probe="", **kinds):  # noqa: B006
-        logs = {n: printed([EMPTY, *[ADD, EMPTY] * n]) for n in range(5)}
+    def count(kernels=KERNEL, backends="triton,numba", errors={}, probe="", **kinds):  # noqa: B006
+        logs = {n: printed([EMPTY, *[ADD, EMPTY] * n]) for n in range(10)}
         plan = {"log": logs, "errors": errors, "kinds": kinds, "probe": probe}
         (program.parent / "plan.json").write_text(json.dumps(plan))
         return counters.run(select(kernels, backends), data=tmp_path)
@@ -145,8 +148,8 @@ def test_what_ncu_has_no_value_for_is_no_number():
 
 
 def test_cells_of_a_kernel():
-    of = counters.cells("vector_add", ("triton", "numba"))
-    assert [cell.backend for cell in of] == ["triton", "numba", "torch"]
+    of = counters.cells(KERNEL, ("triton", "numba"))
+    assert [cell.backend for cell in of] == ["triton", "numba", *BASELINES[KERNEL]]
     assert {(cell.dtype, cell.size) for cell in of} == {(DTYPE, SIZE)}
 
 
@@ -161,7 +164,7 @@ def test_all_steps_are_counted(new_kernel):
 
 
 def test_launches_go_to_the_cell_they_stand_behind(machine, path, tmp_path):
-    of = counters.cells("vector_add", ("triton", "numba"))
+    of = counters.cells(KERNEL, ("triton", "numba"))
     program = tmp_path / "bin" / "ncu"
     assert machine()
     plan = json.loads((program.parent / "plan.json").read_text())
@@ -174,17 +177,20 @@ def test_launches_go_to_the_cell_they_stand_behind(machine, path, tmp_path):
 
 
 def test_rows_replace_their_own_and_no_others(machine, path):
-    assert machine("vector_add,softmax_fused", "triton,numba")
+    assert machine(f"{KERNEL},{OTHER}", "triton,numba")
     before = store.read(path)
     assert list(before.columns) == counters.COLUMNS
-    assert len(before) == 7 and before["error"].isna().all()
+    count = 2 + len(BASELINES[KERNEL]) + 2 + len(BASELINES[OTHER])
+    assert len(before) == count and before["error"].isna().all()
     assert set(before["dram_read_bytes"]) == {READ}
     store.write(path, before.assign(source_hash="old"))
-    assert machine("vector_add", "numba")
+    assert machine(KERNEL, "numba")
     after = store.read(path).set_index(["kernel", "backend"])
     old = after["source_hash"] == "old"
-    assert set(after.index[~old]) == {("vector_add", "numba"), ("vector_add", "torch")}
-    assert old.sum() == 5 and set(after["dram_read_bytes"]) == {READ}
+    assert set(after.index[~old]) == {(KERNEL, name) for name in ("numba", *BASELINES[KERNEL])}
+    assert old.sum() == count - 1 - len(BASELINES[KERNEL]) and set(after["dram_read_bytes"]) == {
+        READ
+    }
 
 
 def test_cell_that_cannot_run_is_a_row(machine, path, capsys):
@@ -198,23 +204,23 @@ def test_cell_that_cannot_run_is_a_row(machine, path, capsys):
 
 
 def test_crash_costs_its_kernel_only_and_names_the_cell(machine, path):
-    assert not machine("vector_add,softmax_fused", vector_add="crashes")
+    assert not machine(f"{KERNEL},{OTHER}", **{KERNEL: "crashes"})
     rows = store.read(path)
-    error = rows.loc[rows["kernel"] == "vector_add", "error"]
-    assert len(error) == 3 and set(error) == {
-        f"vector_add-numba-{DTYPE}-{SIZE}: ncu exited with code 9; "
+    error = rows.loc[rows["kernel"] == KERNEL, "error"]
+    assert len(error) == 2 + len(BASELINES[KERNEL]) and set(error) == {
+        f"{KERNEL}-numba-{DTYPE}-{SIZE}: ncu exited with code 9; "
         "RuntimeError: illegal memory access"
     }
-    assert rows.loc[rows["kernel"] == "softmax_fused", "error"].isna().all()
+    assert rows.loc[rows["kernel"] == OTHER, "error"].isna().all()
 
 
 def test_hang_costs_its_kernel_only(machine, path, monkeypatch):
     monkeypatch.setattr(counters, "TIMEOUT", 1)
     begun = time.monotonic()
-    assert not machine(vector_add="hangs")
+    assert not machine(**{KERNEL: "hangs"})
     assert time.monotonic() - begun < 5  # what it started is ended as well
     error = store.read(path)["error"]
-    assert set(error) == {f"vector_add-triton-{DTYPE}-{SIZE}: no answer within 1 s"}
+    assert set(error) == {f"{KERNEL}-triton-{DTYPE}-{SIZE}: no answer within 1 s"}
 
 
 def test_what_ncu_may_not_do_is_said_before_any_work(machine, path):
@@ -236,15 +242,15 @@ def test_damaged_file_is_refused_and_left(machine, path):
 def test_without_a_gpu_or_without_ncu(tmp_path, monkeypatch):
     monkeypatch.setattr(counters, "DEVICE", "cpu")
     with pytest.raises(RuntimeError, match="counters needs a CUDA device, and torch finds none"):
-        counters.run(select("vector_add"), data=tmp_path)
+        counters.run(select(KERNEL), data=tmp_path)
     monkeypatch.setattr(counters, "DEVICE", "cuda")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match="counters needs ncu, of Nsight Compute, and there is"):
-        counters.run(select("vector_add"), data=tmp_path)
+        counters.run(select(KERNEL), data=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_child_calls_twice_and_has_the_second_profiled(tmp_path, monkeypatch):
+def test_child_calls_twice_and_has_the_second_profiled(new_kernel, tmp_path, monkeypatch):
     done = []
     profiling = nullcontext()
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
@@ -266,7 +272,7 @@ def test_child_calls_twice_and_has_the_second_profiled(tmp_path, monkeypatch):
 
     monkeypatch.setattr(counters.entries, "function", function)
     names = ("triton", "absent", "large", "wrong", "numba")
-    of = [("vector_add", name, "float32", "N=5") for name in names]
+    of = [("double_it", name, "float32", "N=5") for name in names]
     counters.main(str(tmp_path / "report"), json.dumps(of))
     separate = ["on", "empty"]
     assert done == [
@@ -290,28 +296,28 @@ def test_the_report_may_quote_it(machine, path, tmp_path):
     assert not machine(errors={"numba": "ValueError: no such shape"})
     data = Data.load(tmp_path)
     assert data.stale == []
-    read = data.counter("vector_add", "triton", "dram_read_bytes")
+    read = data.counter(KERNEL, "triton", "dram_read_bytes")
     assert read.value == read.low == read.high == READ and (read >= 2e9) is State.HOLDS
-    assert str(data.counter("vector_add", "torch", "occupancy")) == "87.2 %"
-    assert str(data.counter("vector_add", "numba", "occupancy")) == "failed"
-    assert str(data.counter("vector_add", "cupy", "occupancy")) == "not measured"
+    assert str(data.counter(KERNEL, BASELINES[KERNEL][0], "occupancy")) == "87.2 %"
+    assert str(data.counter(KERNEL, "numba", "occupancy")) == "failed"
+    assert str(data.counter(KERNEL, "cupy", "occupancy")) == "not measured"
     with pytest.raises(KeyError):
-        data.counter("vector_add", "cupy", "bandwidth")
+        data.counter(KERNEL, "cupy", "bandwidth")
     text = tmp_path / "text.md"
-    text.write_text(f'{{{{ counter("vector_add", "triton", "launches", "{DTYPE}", "{SIZE}") }}}}')
+    text.write_text(f'{{{{ counter("{KERNEL}", "triton", "launches", "{DTYPE}", "{SIZE}") }}}}')
     assert Prose(data).render(text) == "1"
 
     table = store.read(path)
     store.write(path, table.assign(source_hash="old"))
-    assert "counters.csv: vector_add-triton" in Data.load(tmp_path).stale
+    assert f"counters.csv: {KERNEL}-triton" in Data.load(tmp_path).stale
 
 
 def test_no_counters_is_no_error(tmp_path):
     data = Data.load(tmp_path)
     assert list(data.counters.columns) == counters.COLUMNS and data.counters.empty
-    assert math.isnan(data.counter("vector_add", "triton", "l2_hit_rate").value)
+    assert math.isnan(data.counter(KERNEL, "triton", "l2_hit_rate").value)
 
 
 def test_key_of_a_row():
-    row = counters._row(Cell("vector_add", "triton", DTYPE, SIZE), "some error", {})
+    row = counters._row(Cell(KERNEL, "triton", DTYPE, SIZE), "some error", {})
     assert list(row) == counters.COLUMNS and list(pd.Series(row)[KEY])[1] == "triton"

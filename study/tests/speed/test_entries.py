@@ -42,12 +42,12 @@ def test_what_is_no_size(text):
 
 
 def test_name_of_a_cell():
-    cell = Cell("vector_add", "triton", "float32", "N=1")
-    assert str(cell) == "vector_add-triton-float32-N=1"
+    cell = Cell("double_it", "triton", "float32", "N=1")
+    assert str(cell) == "double_it-triton-float32-N=1"
     warm = replace(cell, variant="warm")
-    assert str(warm) == "vector_add-triton-float32-N=1-warm"
+    assert str(warm) == "double_it-triton-float32-N=1-warm"
     assert cell.key == warm.key
-    assert list(cell.key.values()) == ["vector_add", "triton", "float32", "N=1"]
+    assert list(cell.key.values()) == ["double_it", "triton", "float32", "N=1"]
 
 
 def variants(group):

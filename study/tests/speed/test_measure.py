@@ -10,18 +10,23 @@ import pytest
 import torch
 
 from implementations.common import registry
+from implementations.common.check import dtype_name
 from study.bench import entries, store, worker
 from study.bench.cells import TIMED, select, size_text
 from study.bench.entries import groups, reference, work
 from study.bench.worker import WorkerFailed
 from study.speed import measure, ratios, record, rounds
 from study.speed.record import Record
+from study.tests import chosen
 
-SELECTION = select("vector_add", "triton,numba")
+KERNEL = chosen.small()
+SELECTION = select(KERNEL, "triton,numba")
 ROUNDS = 4
-SPEC = registry.spec("vector_add")
-SPEC = replace(SPEC, bench_sizes=SPEC.bench_sizes[-2:], dtypes=SPEC.dtypes[:1])
+SPEC = registry.spec(KERNEL)
+TWO = next(size for size in SPEC.bench_sizes if size != SPEC.headline), SPEC.headline
+SPEC = replace(SPEC, bench_sizes=TWO, dtypes=SPEC.dtypes[:1], warm=False)
 GROUPS = 2
+ENTRIES = {"triton", "numba", *SPEC.baselines}
 
 
 def time_group(group, process, rounds):
@@ -80,7 +85,7 @@ calls = []
 def no_gpu(monkeypatch):
     calls.clear()
     monkeypatch.setattr(Child, "broken", {})
-    monkeypatch.setattr(registry, "spec", {"vector_add": SPEC}.__getitem__)
+    monkeypatch.setattr(registry, "spec", {KERNEL: SPEC}.__getitem__)
     monkeypatch.setattr(registry, "missing", lambda backend: None)
     monkeypatch.setattr(measure, "Worker", Child)
     monkeypatch.setattr(measure, "_workers_at_once", lambda: 4)
@@ -109,15 +114,15 @@ def test_every_group_is_timed_in_every_process_and_checked_once(tmp_path):
     assert sum(name == "check_group" for name, *_ in calls) == GROUPS
     samples = store.read(tmp_path / "samples.parquet")
     assert (samples.groupby([*TIMED, "cell"]).size() == 3 * ROUNDS).all()
-    ours = timings[timings["kernel"] == "vector_add"]
-    assert set(ours["backend"]) == {"triton", "numba", "torch"}
-    assert len(ours) == 3 * GROUPS and set(ours["cupti_us"]) == {99}
+    ours = timings[timings["kernel"] == KERNEL]
+    assert set(ours["backend"]) == ENTRIES
+    assert len(ours) == len(ENTRIES) * GROUPS and set(ours["cupti_us"]) == {99}
     limits = timings[timings["kernel"].str.startswith("_")]
     assert set(limits["backend"]) == {"copy", "read", "write", "empty"}
     checks = store.read(tmp_path / "protocol.csv").set_index("check")
     assert list(checks["cells"]) == [1, 1]  # of the headline
     planted = samples[samples["variant"] != ""][TIMED].drop_duplicates()
-    key = ["vector_add", "triton", "float32", size_text(SPEC.headline)]
+    key = [KERNEL, "triton", dtype_name(SPEC.dtypes[0]), size_text(SPEC.headline)]
     assert planted.to_numpy().tolist() == [[*key, "again"], [*key, "slower"]]
 
 
@@ -133,9 +138,9 @@ def as_before(table):
 @pytest.fixture
 def before(tmp_path, monkeypatch):
     """A folder with every variant, in the form of before, and what was measured in the present."""
-    warm = replace(SPEC, warm=True, bench_sizes=SPEC.bench_sizes[-2:])
+    warm = replace(SPEC, warm=True)
     monkeypatch.setattr(entries, "WARM_BYTES", 2**40)
-    monkeypatch.setattr(registry, "spec", {"vector_add": warm}.__getitem__)
+    monkeypatch.setattr(registry, "spec", {KERNEL: warm}.__getitem__)
     run(tmp_path)
     names = "samples.parquet", "crosschecks.csv", "timings.csv"
     tables = {name: store.read(tmp_path / name) for name in names}
@@ -223,9 +228,9 @@ def test_changed_source_is_measured_again_with_all_that_was_there(tmp_path, monk
     monkeypatch.setattr(
         record, "source_hash", lambda e: "new" if e.backend == "numba" else before(e)
     )
-    timed, timings = run(tmp_path, select("vector_add", "numba"))
+    timed, timings = run(tmp_path, select(KERNEL, "numba"))
     assert len(timed) == 3 * GROUPS
-    assert {e.backend for e in timed_calls()[0][1].entries} >= {"triton", "numba", "torch"}
+    assert {e.backend for e in timed_calls()[0][1].entries} >= ENTRIES
     numba = timings[timings["backend"] == "numba"]
     assert set(numba["source_hash"]) == {"new"} and set(numba["samples"]) == {3 * ROUNDS}
 
@@ -243,8 +248,8 @@ def test_failure_costs_its_own_entries_only(tmp_path, monkeypatch):
 def test_size_that_does_not_fit_is_a_row(tmp_path, monkeypatch):
     monkeypatch.setattr(Child, "broken", {"copy": "OutOfMemoryError: CUDA out of memory"})
     timed, timings = run(tmp_path)
-    ours = timings[timings["kernel"] == "vector_add"]
-    assert timed == [] and len(ours) == 3 * GROUPS
+    ours = timings[timings["kernel"] == KERNEL]
+    assert timed == [] and len(ours) == len(ENTRIES) * GROUPS
     assert set(ours["error"]) == {"unavailable: this size does not fit the GPU's memory"}
 
 

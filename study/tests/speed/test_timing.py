@@ -14,6 +14,7 @@ from study.bench.cells import WARM, Cell, select
 from study.bench.entries import BANDWIDTHS, FLOOR, bandwidth, ceiling, groups, work
 from study.speed import ceilings, timing
 from study.speed.rounds import Inputs
+from study.tests import chosen
 
 
 def test_interleaved_rounds_hold_each_once_in_random_order():
@@ -151,13 +152,14 @@ def test_each_limit_is_of_one_kind():
 
 
 def test_implementations_share_their_inputs(monkeypatch):
-    group = next(groups(select("vector_add")))
+    kernel = chosen.small()
+    group = next(groups(select(kernel)))
     monkeypatch.setattr(
         Inputs, "_make", lambda self, entry: (torch.randn(4), torch.randn(4)), raising=True
     )
     monkeypatch.setattr(timing, "set_count", lambda set_bytes: 2)
     inputs = Inputs(group)
-    sets = [inputs.sets_of(e) for e in group.entries if e.kernel == "vector_add"]
+    sets = [inputs.sets_of(e) for e in group.entries if e.kernel == kernel]
     assert all(s is sets[0] for s in sets) and len(sets[0]) == 2
     warm = replace(group.entries[0], variant=WARM)
     assert inputs.sets_of(warm) == sets[0][:1]

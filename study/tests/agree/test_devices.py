@@ -1,0 +1,101 @@
+"""Every kernel runs on its inputs' GPU, whichever is current, in any stream, thread and graph."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from implementations import DEVICE, TORCH_DEVICE
+from implementations.common import registry
+from study.agree import agreement
+
+COUNT = torch.cuda.device_count() if DEVICE == "cuda" else 0
+on_gpu = pytest.mark.skipif(COUNT < 1, reason="a GPU is needed")
+on_two = pytest.mark.skipif(COUNT < 2, reason="two GPUs are needed")
+every = pytest.mark.parametrize("backend", registry.BACKENDS)
+kernels = pytest.mark.parametrize("kernel", registry.kernels())
+ORDER = ((0, 1), (1, 0), (1, 1), (0, 0), (0, 1))  # of the current GPU and the inputs'
+
+
+def loaded(kernel, backend):
+    if reason := registry.missing(backend):
+        pytest.skip(reason)
+    return registry.load(kernel, backend)
+
+
+def problem(kernel, device=TORCH_DEVICE):
+    """(spec, size, inputs) at the largest check size in the last dtype."""
+    spec = registry.spec(kernel)
+    size = max(spec.check_sizes, key=lambda size: spec.work(spec.dtypes[-1], **size).bytes)
+    return spec, size, spec.make_inputs(spec.dtypes[-1], device, 0, **size)
+
+
+def has_tensors(inputs):
+    return any(isinstance(x, torch.Tensor) for x in inputs)
+
+
+@on_two
+@every
+@kernels
+def test_on_either_gpu(kernel, backend):
+    host = loaded(kernel, backend)
+    for current, own in ORDER:
+        with torch.cuda.device(own):  # torch's own ldexp, in a bound, ignores where its inputs are
+            spec, size, inputs = problem(kernel, f"cuda:{own}")
+        with torch.cuda.device(current):
+            outputs = host(*inputs)
+        torch.cuda.synchronize(own)
+        if has_tensors(inputs):
+            with torch.cuda.device(own):
+                assert agreement.judge(spec, size, inputs, outputs).error == ""
+
+
+@on_two
+@kernels
+def test_inputs_on_two_gpus_are_refused_by_name(kernel):
+    _, _, inputs = problem(kernel, "cuda:0")
+    places = [i for i, x in enumerate(inputs) if isinstance(x, torch.Tensor)]
+    told = set()
+    for i in places[1:]:
+        moved = (*inputs[:i], inputs[i].to("cuda:1"), *inputs[i + 1 :])
+        for backend in registry.BACKENDS:
+            with pytest.raises(ValueError, match="must have the same device") as error:
+                loaded(kernel, backend)(*moved)
+            told.add(str(error.value))
+    assert len(told) == max(len(places) - 1, 0)
+
+
+@on_gpu
+@every
+@kernels
+def test_in_a_side_stream_and_a_graph(kernel, backend):
+    host = loaded(kernel, backend)
+    spec, size, inputs = problem(kernel)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        assert agreement.judge(spec, size, inputs, host(*inputs)).error == ""
+        with torch.device("cuda"):  # on which a number would be rounded, while it captures
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                outputs = host(*inputs)
+        for y in agreement.as_tuple(outputs):
+            y.fill_(1)
+        graph.replay()
+        assert agreement.judge(spec, size, inputs, outputs).error == ""
+
+
+@every
+@kernels
+def test_from_several_threads(kernel, backend):
+    host = loaded(kernel, backend)
+    spec = registry.spec(kernel)
+    sizes = sorted(spec.check_sizes, key=lambda size: spec.work(spec.dtypes[0], **size).bytes)[:3]
+
+    def made(size):
+        return size, spec.make_inputs(spec.dtypes[0], TORCH_DEVICE, 0, **size)
+
+    cells = [made(size) for size in 2 * sizes]  # here, so that a thread launches first of all
+    host(*cells[-1][1])
+    with ThreadPoolExecutor(4) as pool:
+        outputs = [*pool.map(lambda cell: host(*cell[1]), cells)]
+    for (size, inputs), output in zip(cells, outputs, strict=True):
+        assert agreement.judge(spec, size, inputs, output).error == ""

@@ -1,0 +1,51 @@
+"""Kernels that tests take by what they are; those that only the made-up data need stand there."""
+
+import torch
+
+from implementations.common import registry
+from study.bench.cells import select
+
+THREE_TYPES = {torch.float32, torch.float16, torch.bfloat16}
+
+
+def small() -> str:
+    """The kernel with the fewest cells to check of those that are bound by a copy, come in three
+    dtypes, and are checked at some size without elements."""
+    found = []
+    for kernel in registry.kernels():
+        spec = registry.spec(kernel)
+        copies = spec.work(spec.dtypes[0], **spec.headline).limit == "copy"
+        empty = any(0 in size.values() for size in spec.check_sizes)
+        if copies and empty and set(spec.dtypes) == THREE_TYPES:
+            found.append(kernel)
+    return min(found, key=lambda kernel: len(registry.spec(kernel).check_sizes))
+
+
+def softmaxes(*, overflow: bool) -> list[str]:
+    """The kernels of the stability study whose formula overflows at inputs of 100, or does not."""
+    large = torch.tensor([[100.0, 0.0]])
+    found = [
+        kernel
+        for kernel in registry.kernels()
+        if (spec := registry.spec(kernel)).scales
+        and spec.reference(large).isfinite().all() != overflow
+    ]
+    return _some(found, f"a kernel with scales whose formula overflows: {overflow}")
+
+
+def staged() -> list[tuple[str, str]]:
+    """The kernels and backends that take as many stages as the shared memory of a block holds."""
+    every = select()
+    found = [
+        (kernel, backend)
+        for kernel in every.kernels
+        for backend in every.backends
+        if any(".stages(" in path.read_text() for path in registry.files(kernel, backend))
+    ]
+    return _some(found, "an implementation that calls `stages`")
+
+
+def _some(found: list, what: str) -> list:
+    """Not nothing: a test that is parametrised by it would pass unseen."""
+    assert found, f"there must be {what}"
+    return found
