@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, chain
 from pathlib import Path
+from threading import Lock
 
 import implementations
 from implementations.common import registry
@@ -37,6 +38,8 @@ TOKEN = {  # comments match without a group
     ".py": re.compile(rf"#.*|({STRING}|\w+|[^\w\s])"),
     ".cu": re.compile(rf"//.*|/\*[\s\S]*?\*/|({STRING}|#(?:\\\n|.)*|\w+|[^\w\s])"),
 }
+
+PARSING = Lock()  # before Python 3.12 two threads that parse at once disturb each other
 
 OPENING, CLOSING = set("([{"), set(")]}")
 
@@ -148,7 +151,8 @@ class _Python:
     def __init__(self, path: Path):
         self.path, self.data = path, path.read_bytes()
         self.lines = [0, *accumulate(len(line) for line in self.data.splitlines(keepends=True))]
-        self.tree = ast.parse(self.data)
+        with PARSING:
+            self.tree = ast.parse(self.data)
         imports = (n for n in ast.walk(self.tree) if isinstance(n, ast.Import | ast.ImportFrom))
         self.origins = dict(chain(*map(self._bindings, imports)))
 

@@ -40,7 +40,7 @@ def run(data: Path, out: Path, text: Path = TEXT) -> bool:
         found = Data.timed(data)
         others = [Data.timed(data, name) for name in compare.others(data)]
         step("report.md")
-        prose = Prose(found)
+        prose = Prose(found, compare.opposed(others, text))
         markdown = document(found, prose, text, others)
         step("figures")
         for name, figure in figures.every(found).items():

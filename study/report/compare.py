@@ -132,6 +132,20 @@ def _open(rows: list[dict]) -> list[dict]:
     return kept
 
 
+def opposed(others: list[Data], text: Path) -> dict[str, list[str]]:
+    """By claim, the GPUs whose present data say the opposite of it."""
+    found: dict[str, list[str]] = {}
+    for other in others:
+        prose = Prose(other.current())
+        for path in sorted(text.glob("*.md")):
+            prose.render(path)
+        name = other.environment.get("gpu", {}).get("name", other.machine)
+        for claim in prose.claims.values():
+            if claim.state is State.FALSE:
+                found.setdefault(claim.name, []).append(f"an {name}")
+    return found
+
+
 def conclusions(published: Data, here: Data, text: Path) -> tuple[list[dict], list[str]]:
     """Of the claims that measurements decide a row each, and below it one for each estimate that
     the test compares; and the names and states of the others."""

@@ -240,10 +240,10 @@ class Data:
         least = rows[(rows.scale == scale) | (scale is None)][column].min()
         return Estimate(least, least, least, style)
 
-    def tokens(self, kernel: str, backend: str, to=None) -> Estimate:
-        """Tokens of all scopes without shared helpers, or their ratio to another backend's."""
-        ours = self.count(kernel, backend)
-        return ours if to is None else ours / self.count(kernel, to)
+    def tokens(self, kernel: str, backend: str, to=None, helpers="without") -> Estimate:
+        """Tokens of all scopes, without or with shared helpers, or their ratio to another's."""
+        ours = self.count(kernel, backend, helpers=helpers)
+        return ours if to is None else ours / self.count(kernel, to, helpers=helpers)
 
     def ceiling(self, kernel: str) -> str:
         """What bounds the kernel at its headline size: the name of the measured ceiling."""

@@ -11,7 +11,7 @@ A claim stands in report/text/ as a name, a test and a sentence:
 
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from study.report.estimates import State, all_of, gather
 
 REPORT = Path(__file__).parents[2] / "report"
 TEXT = REPORT / "text"
+COMPILED = "torch.compile"  # a baseline
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,15 @@ class Claim:
 class Prose:
     """Renders the texts of report/text/ (Markdown with Jinja2) on one machine's data.
 
-    claims: those of the texts rendered so far, by name.
+    claims: those of the texts rendered so far, by name. elsewhere: by claim, the other GPUs whose
+    data say the opposite, which then stand beside it.
     """
 
     MARK = {State.HOLDS: "✓", State.FALSE: "✗", State.UNDECIDED: "?", State.NO_DATA: "–"}
 
-    def __init__(self, data: Data):
+    def __init__(self, data: Data, elsewhere: Mapping[str, list[str]] | None = None):
         self.claims: dict[str, Claim] = {}
+        self.elsewhere = elsewhere or {}
         self._where = ""
         self.environment = jinja2.Environment(undefined=jinja2.StrictUndefined, lstrip_blocks=True)
         methods = (
@@ -69,6 +72,9 @@ class Prose:
             "all_of": all_of,
             "memory_bound": bound_by("GB/s"),
             "compute_bound": bound_by("TFLOP/s"),
+            "compilable": tuple(
+                k for k in registry.kernels() if COMPILED in registry.spec(k).baselines
+            ),
             "kernels": registry.kernels(),
             "phase": lambda n: tuple(k for k in registry.kernels() if registry.phase(k) == n),
             "title": {name: backend.title for name, backend in registry.BACKENDS.items()},
@@ -95,7 +101,10 @@ class Prose:
         self.claims[name] = Claim(name, test, sentence, state, self._where)
         mark = self.MARK[state] + ("" if state is State.HOLDS else f" {state.value}")
         title = f"{state.value}: {test}".replace('"', "'")
-        return f'{sentence}\N{NO-BREAK SPACE}[{mark}](#claims "{title}")'
+        marked = f'{sentence}\N{NO-BREAK SPACE}[{mark}](#claims "{title}")'
+        if state is State.HOLDS and (others := self.elsewhere.get(name)):
+            marked += f" Not so on {' and '.join(others)}."
+        return marked
 
 
 def typed_numbers(text: str) -> list[str]:

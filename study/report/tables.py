@@ -23,10 +23,15 @@ def _headlines(data: Data) -> list[dict]:
             "day": registry.spec(kernel).day,
             "kernel": f"`{kernel}`",
             **{title(b): data.of_limit(kernel, b) for b in registry.BACKENDS},
-            **{f"tokens: {title(b)}": data.tokens(kernel, b) for b in registry.BACKENDS},
+            **{f"tokens: {title(b)}": _both_tokens(data, kernel, b) for b in registry.BACKENDS},
         }
         for kernel in registry.kernels()
     ]
+
+
+def _both_tokens(data: Data, kernel: str, backend: str) -> str:
+    """Without and with the shared helpers: "664 / 784"."""
+    return f"{data.tokens(kernel, backend)} / {data.tokens(kernel, backend, helpers='with')}"
 
 
 def _sizes(data: Data) -> list[dict]:

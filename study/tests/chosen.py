@@ -4,15 +4,16 @@ import torch
 
 from implementations.common import registry
 from study.bench.cells import select
+from study.report.data import bound_by
 
 THREE_TYPES = {torch.float32, torch.float16, torch.bfloat16}
 
 
 def small() -> str:
-    """The kernel with the fewest cells to check of those that are bound by a copy, come in three
-    dtypes, and are checked at some size without elements."""
+    """The kernel with the fewest cells to check of those that move no more than a copy, come in
+    three dtypes, and are checked at some size without elements."""
     found = []
-    for kernel in registry.kernels():
+    for kernel in bound_by("GB/s"):
         spec = registry.spec(kernel)
         copies = spec.work(spec.dtypes[0], **spec.headline).limit == "copy"
         empty = any(0 in size.values() for size in spec.check_sizes)
