@@ -27,7 +27,7 @@ from study.bench import entries, store
 from study.bench.cells import KEY, Cell, Selection, size_text
 from study.bench.entries import UNAVAILABLE
 from study.bench.fingerprint import fingerprint
-from study.bench.progress import console, progress
+from study.bench.progress import console, progress, say_failed
 from study.bench.worker import Worker, WorkerFailed
 
 TIMEOUT = 300  # seconds for a cell: in Numba on the CPU it takes most of a minute
@@ -147,8 +147,4 @@ def _summarise(rows: list[dict]) -> bool:
         numbers = (whole.scale.max(), whole.relative_error.max(), group.largest.iloc[0])
         table.add_row(*key, *(f"{x:.3g}" for x in numbers))
     console.print(table)
-    failed = [row for row in rows if row["error"]]
-    for row in failed:
-        cell = Cell(*(row[name] for name in KEY))
-        console.print(f"{cell} was not studied: {row['error']}", markup=False, soft_wrap=True)
-    return all(row["error"].startswith(UNAVAILABLE) for row in failed)
+    return say_failed(rows, "was not studied")

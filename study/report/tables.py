@@ -23,15 +23,19 @@ def _headlines(data: Data) -> list[dict]:
             "day": registry.spec(kernel).day,
             "kernel": f"`{kernel}`",
             **{title(b): data.of_limit(kernel, b) for b in registry.BACKENDS},
-            **{f"tokens: {title(b)}": _both_tokens(data, kernel, b) for b in registry.BACKENDS},
+            **{
+                f"tokens / with helpers: {title(b)}": _both_tokens(data, kernel, b)
+                for b in registry.BACKENDS
+            },
         }
         for kernel in registry.kernels()
     ]
 
 
 def _both_tokens(data: Data, kernel: str, backend: str) -> str:
-    """Without and with the shared helpers: "664 / 784"."""
-    return f"{data.tokens(kernel, backend)} / {data.tokens(kernel, backend, helpers='with')}"
+    """Without and with the shared helpers, "664 / 784", or one number where it uses none."""
+    both = [data.tokens(kernel, backend, helpers=helpers) for helpers in ("without", "with")]
+    return " / ".join(dict.fromkeys(map(str, both)))
 
 
 def _sizes(data: Data) -> list[dict]:

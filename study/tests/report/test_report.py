@@ -16,7 +16,7 @@ from study.report import build, compare, figures, page, pdf
 from study.report.data import PUBLISHED, Data
 from study.report.document import BEGIN, END, document
 from study.report.estimates import State
-from study.report.prose import REPORT, Prose
+from study.report.prose import REPORT, TEXT, Prose
 from study.report.sources import HOME
 from study.tests import made_up_data
 
@@ -243,7 +243,8 @@ def test_committed_report_is_that_of_the_committed_data():
     data = Data.load(folder)
     assert data.stale == []
     others = [Data.load(folder, machine) for machine in compare.others(folder)]
-    assert COMMITTED.read_text() == document(data, Prose(data), others=others)
+    prose = Prose(data, compare.opposed(others, TEXT))
+    assert COMMITTED.read_text() == document(data, prose, others=others)
 
 
 def test_readme_is_replaced_between_its_markers_only(built):
