@@ -4,10 +4,12 @@ import importlib
 import sys
 
 import pytest
+from filelock import FileLock
 
 import implementations
 from implementations.common import registry
 from implementations.common.registry import Backend
+from study.tests import made_up_data
 
 SPEC = '''
 """Day 99: a number doubled."""
@@ -42,6 +44,19 @@ SPEC = KernelSpec(
     baselines={},
 )
 '''
+
+
+@pytest.fixture(scope="session")
+def made_up(tmp_path_factory, worker_id):
+    """A data folder that nobody measured and that lacks nothing; it is written once a run of the
+    suite, by whichever worker comes first. To be copied, not changed."""
+    base = tmp_path_factory.getbasetemp()
+    path = (base if worker_id == "master" else base.parent) / "made-up"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            made_up_data.write(path.with_suffix(".part"))
+            path.with_suffix(".part").rename(path)
+    return path
 
 
 @pytest.fixture

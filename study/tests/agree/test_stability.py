@@ -1,6 +1,7 @@
 """What the stability study finds in softmaxes that are right, that overflow, and that are wrong."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -263,9 +264,9 @@ def test_status_knows_what_is_missing_and_stale(machine, path, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(made_up, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    made_up_data.write(folder)
+    shutil.copytree(made_up, folder, dirs_exist_ok=True)
     return Data.load(folder)
 
 

@@ -29,9 +29,9 @@ CLAIMS = {
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory):
+def original(made_up, tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
-    made_up_data.write(path)
+    shutil.copytree(made_up, path, dirs_exist_ok=True)
     return path
 
 

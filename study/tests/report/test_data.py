@@ -19,10 +19,10 @@ STREAM, PRODUCT = made_up_data.stream(), made_up_data.product()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(made_up, tmp_path_factory):
     """A data folder that lacks nothing."""
     path = tmp_path_factory.mktemp("data")
-    made_up_data.write(path)
+    shutil.copytree(made_up, path, dirs_exist_ok=True)
     return path
 
 
@@ -53,8 +53,9 @@ def test_launch_bound_cell_and_failed_cell_allow_no_conclusion(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["timings.csv", "agreement.csv", "samples.parquet"])
-def test_table_without_a_column_is_named(tmp_path, name):
-    path = made_up_data.write(tmp_path) / name
+def test_table_without_a_column_is_named(made_up, tmp_path, name):
+    shutil.copytree(made_up, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / PUBLISHED / name
     store.write(path, store.read(path).drop(columns="source_hash"))
     with pytest.raises(store.DamagedData, match=rf"{name} must have the column\(s\) source_hash"):
         Data.load(tmp_path)

@@ -1,6 +1,7 @@
 """A day's text in the frame: its parts, and what the frame itself adds, in all three forms."""
 
 import re
+import shutil
 
 import pytest
 import typst
@@ -38,9 +39,9 @@ COMPUTED = (  # by the frame, in the order of the sections
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(made_up, tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
-    made_up_data.write(path)
+    shutil.copytree(made_up, path, dirs_exist_ok=True)
     return Data.load(path)
 
 

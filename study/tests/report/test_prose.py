@@ -1,5 +1,7 @@
 """What may be said: claims on data, lines of sources, numbers typed into prose."""
 
+import shutil
+
 import pytest
 
 from implementations.common import registry
@@ -14,10 +16,10 @@ STREAM = made_up_data.stream()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(made_up, tmp_path_factory):
     """A data folder that lacks nothing."""
     path = tmp_path_factory.mktemp("data")
-    made_up_data.write(path)
+    shutil.copytree(made_up, path, dirs_exist_ok=True)
     return path
 
 

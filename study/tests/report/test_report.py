@@ -29,10 +29,10 @@ HEAVY = ("study.speed.measure", "study.speed.timing", "numba", "cupy", "triton")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(made_up, tmp_path_factory):
     """A data folder that lacks nothing."""
     path = tmp_path_factory.mktemp("data")
-    made_up_data.write(path)
+    shutil.copytree(made_up, path, dirs_exist_ok=True)
     return path
 
 
