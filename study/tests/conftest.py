@@ -9,7 +9,6 @@ from filelock import FileLock
 import implementations
 from implementations.common import registry
 from implementations.common.registry import Backend
-from study.tests import made_up_data
 
 SPEC = '''
 """Day 99: a number doubled."""
@@ -50,6 +49,8 @@ SPEC = KernelSpec(
 def made_up(tmp_path_factory, worker_id):
     """A data folder that nobody measured and that lacks nothing; it is written once a run of the
     suite, by whichever worker comes first. To be copied, not changed."""
+    from study.tests import made_up_data
+
     base = tmp_path_factory.getbasetemp()
     path = (base if worker_id == "master" else base.parent) / "made-up"
     with FileLock(f"{path}.lock"):
