@@ -16,7 +16,7 @@ from study.bench.fingerprint import fingerprint, spec_fingerprint
 from study.report.estimates import Estimate, microseconds, number
 from study.speed import ratios
 
-PUBLISHED = "nvidia-h100-80gb-hbm3"  # the machine whose data the report is about
+PUBLISHED = "nvidia-h200"  # the machine whose data the report is about
 ARCH = "sm_90a"  # of its machine code
 
 COUNTED = {  # column of counters.csv → how it is shown

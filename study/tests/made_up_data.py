@@ -253,7 +253,7 @@ def write(data: Path, failed: Mapping[tuple[str, str], str] = {}) -> Path:  # no
     store.write(data / "mutants.csv", mutants())
     environment = {
         "date": "2025-01-01",
-        "gpu": {"name": "NVIDIA H100 80GB HBM3", "sm_clock_max_mhz": HIGHEST_CLOCK},
+        "gpu": {"name": "NVIDIA H200", "sm_clock_max_mhz": HIGHEST_CLOCK},
         "packages": {"torch": "2.8.0"},
         "flags": {"fast_math": False},
     }

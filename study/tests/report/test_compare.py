@@ -239,7 +239,7 @@ def test_chosen_machine(data, monkeypatch):
     monkeypatch.setattr(compare, "DEVICE", "cuda")
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA L40S")
     assert compare.choose(None, data) == "nvidia-l40s"  # `run` says that it was not timed
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
     with pytest.raises(UnknownName, match="there are"):
         compare.choose(None, data)
 
