@@ -18,6 +18,8 @@ DEVICES = ("cuda", "cpu", "compile")
 def _device() -> str:
     import torch
 
+    # by NVML: asking the runtime would leave no GPU to a child that is forked afterwards
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     device = os.environ.get("STUDY_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in DEVICES:
         raise RuntimeError(f"STUDY_DEVICE must be one of {', '.join(DEVICES)}, got {device!r}")

@@ -96,12 +96,20 @@ def spec(kernel: str) -> KernelSpec:
     return module.SPEC
 
 
-@cache
 def missing(backend: str) -> str | None:
-    """Why a backend cannot run on this machine, or None if it can; without a GPU it then will."""
-    row = BACKENDS[backend]
+    """Why a backend cannot run on this machine, or None if it can; without a GPU it then will.
+
+    CUDA is not initialised for it, as a child that is forked afterwards could not use the GPU: what
+    the GPU lacks is said once it is, at a kernel's first call at the latest.
+    """
     if DEVICE == "cuda":
-        return absent(backend) or _lacks(row.capability)
+        return absent(backend) or _lacks(BACKENDS[backend].capability)
+    return _stand_in(backend)
+
+
+@cache
+def _stand_in(backend: str) -> str | None:
+    row = BACKENDS[backend]
     try:
         tier = importlib.import_module(f"implementations.tiers.{DEVICE}")
         tier.install(row.stand_ins.get(DEVICE))
@@ -112,6 +120,7 @@ def missing(backend: str) -> str | None:
     return absent(backend) if DEVICE not in row.stand_ins else None
 
 
+@cache
 def absent(backend: str) -> str | None:
     """Which of a backend's packages is not installed here, as a sentence; None if all are."""
     for package in BACKENDS[backend].packages:
@@ -125,6 +134,9 @@ def absent(backend: str) -> str | None:
 
 
 def _lacks(capability: tuple[int, int]) -> str | None:
+    """What the current GPU lacks; None while CUDA is not initialised."""
+    if DEVICE == "cuda" and not torch.cuda.is_initialized():
+        return None
     have = device.properties().capability
     if have >= capability:
         return None
@@ -140,8 +152,8 @@ def load(kernel: str, backend: str) -> Callable:
     if reason := missing(backend):
         raise Unavailable(f"{backend}: {reason}")
     module = _module(kernel, f"_{backend}")
-    needed = getattr(module, "CAPABILITY", None)
-    if needed and (reason := _lacks(needed)):
+    needed = getattr(module, "CAPABILITY", BACKENDS[backend].capability)
+    if reason := _lacks(needed):
         raise Unavailable(f"{kernel} in {backend}: {reason}")
     host = getattr(module, kernel)
     ours, theirs = inspect.signature(host), inspect.signature(spec(kernel).reference)
@@ -149,7 +161,7 @@ def load(kernel: str, backend: str) -> Callable:
         raise TypeError(
             f"{module.__file__}: {kernel}{ours} must have the reference's parameters {theirs}"
         )
-    return _anywhere(host)
+    return _anywhere(host, f"{kernel} in {backend}", needed)
 
 
 class _Thread(threading.local):
@@ -162,17 +174,24 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
-def _anywhere(host: Callable) -> Callable:
+def _anywhere(host: Callable, name: str, capability: tuple[int, int]) -> Callable:
     """A host function that runs on its inputs' GPU, whichever is current (Triton launches on the
     current one), from any thread; torch.compile leaves it as it is, and cannot see into launches.
+    On a GPU of less than `capability` a call raises Unavailable.
     """
+    able = set()  # the GPUs that were asked
 
     def guarded(*args, **kwargs):
         index = _gpu(args) if kwargs == {} else _gpu((*args, *kwargs.values()))
-        if DEVICE != "cuda" or index in _thread.gpus and index == torch.cuda.current_device():
+        if DEVICE != "cuda":
+            return host(*args, **kwargs)
+        if index in able and index in _thread.gpus and index == torch.cuda.current_device():
             return host(*args, **kwargs)
         with torch.cuda.device(torch.cuda.current_device() if index < 0 else index):
             torch.cuda.mem_get_info()  # which makes the GPU's context this thread's
+            if reason := _lacks(capability):
+                raise Unavailable(f"{name}: {reason}")
+            able.add(index)
             _thread.gpus.add(index)
             return host(*args, **kwargs)
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from implementations import DEVICE, TORCH_DEVICE
 from implementations.common import registry
 from implementations.tiers.cpu.cuda_cpp import SANITIZERS
-from study.agree import agreement
+from study.agree import agreement, non_finite
 from study.agree.covering import covering
 from study.bench import store
 from study.bench.cells import KEY, Cell, Selection, seed
@@ -82,11 +82,13 @@ class GuardedAllocations(TorchDispatchMode):
 
 def check(cell: Cell) -> dict:
     """Verify one cell; its row of agreement.csv, in which `check` names the first that failed:
-    "guard zones", "inputs changed", "allocation", "runs differ" or "values".
+    "guard zones", "inputs changed", "allocation", "runs differ", "values" or "non-finite values".
 
     The kernel runs `RUNS` times on guarded inputs. It agrees if its outputs do, if they lie in
-    memory it allocated by `torch.empty` or a relative, if the runs are bit-identical, and if the
-    inputs and all guard zones stay as they were. What the kernel raises is passed on.
+    memory it allocated by `torch.empty` or a relative, if each run allocates as much, if the runs
+    are bit-identical, and if the inputs and all guard zones stay as they were; then once on inputs
+    that hold NaN and infinities (on the CPU tier in the first dtype only). What the kernel raises
+    is passed on.
     """
     try:
         host = registry.load(cell.kernel, cell.backend)
@@ -111,12 +113,15 @@ def _check(cell: Cell, host) -> dict:
     before = {i: place.inside.clone() for i, place in placed.items()}
 
     failed = {}  # what is wrong → the check that says so; the runs repeat it
-    first, deterministic = None, True
+    first, deterministic, count = None, True, 0
     for run in range(RUNS):
         with GuardedAllocations() as allocations, _thread_order(seed=run):
             outputs = host(*inputs)
         if DEVICE == "cuda":
             torch.cuda.synchronize()
+        if len(allocations.made) < count:
+            failed["it keeps a tensor for later calls, as one in another stream"] = "allocation"
+        count = len(allocations.made)
         for i, place in placed.items():
             if not place.intact():
                 failed[f"it wrote outside input {i}"] = "guard zones"
@@ -141,6 +146,11 @@ def _check(cell: Cell, host) -> dict:
     judged = agreement.judge(spec, cell.sizes, tuple(inputs), outputs)
     if judged.error:
         failed[judged.error] = "values"
+    everywhere = DEVICE == "cuda" or cell.torch_dtype == spec.dtypes[0]
+    if not failed and cell.sizes in spec.check_sizes and everywhere:
+        inputs = non_finite.planted(cell, tuple(inputs))
+        if error := agreement.judge(spec, cell.sizes, inputs, host(*inputs)).error:
+            failed[f"of inputs that are not all finite: {error}"] = "non-finite values"
     status, failure = ("disagrees", next(iter(failed.values()))) if failed else ("agrees", "")
     return _row(cell, status, "; ".join(failed), judged, deterministic, failure)
 
@@ -185,14 +195,14 @@ def run(selection: Selection, *, large: bool, cover: bool, data: Path) -> bool:
     """
     if DEVICE == "compile":
         raise RuntimeError("verify must run the kernels, got STUDY_DEVICE=compile")
+    if DEVICE == "cuda":
+        path = data / store.machine_name(torch.cuda.get_device_name()) / "agreement.csv"
+        store.read(path)  # a damaged file is refused before any work
     missing = {backend: registry.missing(backend) for backend in selection.backends}
     for backend, reason in missing.items():
         if reason:
             console.print(f"{backend} cannot run here: {reason}")
 
-    if DEVICE == "cuda":
-        path = data / store.machine_name(torch.cuda.get_device_name()) / "agreement.csv"
-        store.read(path)  # a damaged file is refused before any work
     cells = list(selection.cells("check"))
     if cover:
         chosen = covering(selection, store.read(data / "codegen.csv"))

@@ -10,6 +10,7 @@ from functools import cache
 
 import torch
 
+from implementations import DEVICE
 from implementations.common import registry
 from implementations.common.check import dtype_name
 from implementations.common.spec import Size, Work
@@ -107,6 +108,8 @@ def function(entry: Cell) -> Callable:
     baselines = registry.spec(entry.kernel).baselines
     if entry.backend in baselines:
         return baselines[entry.backend]
+    if DEVICE == "cuda":
+        torch.cuda.init()  # before which nobody knows what the GPU lacks
     return registry.load(entry.kernel, entry.backend)
 
 

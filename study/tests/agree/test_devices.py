@@ -1,6 +1,9 @@
 """Every kernel runs on its inputs' GPU, whichever is current, in any stream, thread and graph."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from textwrap import dedent
 
 import pytest
 import torch
@@ -81,6 +84,46 @@ def test_in_a_side_stream_and_a_graph(kernel, backend):
             y.fill_(1)
         graph.replay()
         assert agreement.judge(spec, size, inputs, outputs).error == ""
+
+
+@on_gpu
+@every
+@kernels
+def test_in_two_streams_at_once(kernel, backend):
+    """Nothing that a call uses, a workspace say, is used by another before it ends."""
+    host = loaded(kernel, backend)
+    spec, size, inputs = problem(kernel)
+    other = spec.make_inputs(spec.dtypes[-1], TORCH_DEVICE, 1, **size)
+    streams = torch.cuda.Stream(), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    outputs = []
+    for _ in range(20):
+        for stream, given in zip(streams, (inputs, other), strict=True):
+            with torch.cuda.stream(stream):
+                outputs.append((given, host(*given)))
+    torch.cuda.synchronize()
+    for given, output in outputs:
+        assert agreement.judge(spec, size, given, output).error == ""
+
+
+@on_gpu
+def test_a_forked_child_can_use_the_gpu():
+    code = """
+        import os
+        from implementations.common import registry
+        hosts = {}
+        for kernel in registry.kernels():
+            for backend in registry.BACKENDS:
+                if not registry.missing(backend):
+                    hosts[kernel] = registry.load(kernel, backend)
+        if os.fork():
+            assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+        else:
+            kernel, host = hosts.popitem()
+            spec = registry.spec(kernel)
+            host(*spec.make_inputs(spec.dtypes[0], "cuda", 0, **spec.check_sizes[0]))
+    """
+    subprocess.run([sys.executable, "-c", dedent(code)], check=True, timeout=120)
 
 
 @every

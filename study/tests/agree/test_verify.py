@@ -56,8 +56,22 @@ ALL = len(registry.BACKENDS) * EACH
             "runs differ",
             "run 2 differs from run 1",
         ),
+        (
+            "if not hasattr(double_it, 'space'):\n    double_it.space = torch.empty(9)\n"
+            "return torch.add(x, x, out=torch.empty_like(x))",
+            "allocation",
+            "it keeps a tensor for later calls",
+        ),
+        (
+            "x = x.masked_fill(x.isnan(), 0)\nreturn torch.add(x, x, out=torch.empty_like(x))",
+            "non-finite values",
+            "of inputs that are not all finite: output 0: 1 of 5 elements are wrong",
+        ),
     ],
-    ids=["NaN left", "not allocated", "input", "after input", "before output", "random"],
+    ids=[
+        *("NaN left", "not allocated", "input", "after input", "before output", "random"),
+        *("kept", "NaN dropped"),
+    ],
 )
 def test_what_a_kernel_must_not_do(new_kernel, host, check, error):
     body = "".join(f"    {line}\n" for line in host.splitlines())

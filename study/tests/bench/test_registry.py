@@ -61,6 +61,7 @@ def test_missing_package_is_named(new_kernel, monkeypatch):
 
 def test_missing_capability_is_named(new_kernel, monkeypatch):
     monkeypatch.setattr(registry, "DEVICE", "cuda")
+    monkeypatch.setattr(registry.torch.cuda, "is_initialized", lambda: True)
     older = Properties((8, 6), multiprocessors=84, shared_bytes=99 * 1024)
     monkeypatch.setattr(registry.device, "describe", lambda device: older)
     (new_kernel / "double_it_eager.py").write_text(HOST + "\n\nCAPABILITY = (9, 0)\n")

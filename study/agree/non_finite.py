@@ -1,0 +1,46 @@
+"""Inputs that hold NaN and infinities: what a kernel makes of them, the oracle says.
+
+So a wrong neutral element shows, a NaN that a maximum drops, and a zero beyond an edge that meets
+an infinity. A few rows of a matrix get a pattern each, spread from its first to its last; a vector
+gets one, each check size of a kernel another.
+"""
+
+import torch
+
+from implementations.common import registry
+from study.bench.cells import Cell
+
+NAN, INF = float("nan"), float("inf")
+PATTERNS = (  # what stands first in a row, in its middle and last; None: what was drawn
+    (None, NAN, None),
+    (None, None, INF),
+    (-INF, None, None),
+    (INF, None, -INF),
+    (-INF, -INF, -INF),  # the whole row
+)
+
+
+def planted(cell: Cell, inputs: tuple) -> tuple:
+    """Copies of the inputs of one of its kernel's check sizes, with values that are not finite in
+    every floating-point tensor."""
+    start = registry.spec(cell.kernel).check_sizes.index(cell.sizes)
+    return tuple(
+        _plant(x, start) if isinstance(x, torch.Tensor) and x.dtype.is_floating_point else x
+        for x in inputs
+    )
+
+
+def _plant(x: torch.Tensor, start: int) -> torch.Tensor:
+    if x.numel() == 0 or x.ndim == 0:
+        return x
+    planted = x.contiguous().clone()
+    rows = planted.view(-1, x.shape[-1])
+    for i in range(min(len(PATTERNS), len(rows))):
+        row = rows[i * (len(rows) - 1) // (len(PATTERNS) - 1)]
+        first, middle, last = PATTERNS[(start + i) % len(PATTERNS)]
+        if first == middle == last:
+            row.fill_(first)
+        for at, value in ((0, first), (len(row) // 2, middle), (-1, last)):
+            if value is not None:
+                row[at] = value
+    return torch.empty_like(x).copy_(planted)  # with the strides of x
