@@ -10,17 +10,25 @@ from implementations import TORCH_DEVICE
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)  # other kinds may have no memory
 
+# What a grid has at most: blocks along x, and along y or z.
+MAX_GRID_X, MAX_GRID_YZ = 2**31 - 1, 65_535
+# Of a tensor: a block along x then has 32 to itself. In 16 bits they take 137 GB.
+MAX_ELEMENTS = 32 * MAX_GRID_X
+
 
 def dtype_name(dtype: torch.dtype) -> str:
     """`torch.float16` → "float16"."""
     return str(dtype).removeprefix("torch.")
 
 
-def check_tensor(name: str, x, ndim: int | None, dtypes: tuple[torch.dtype, ...]) -> None:
+def check_tensor(
+    name: str, x, ndim: int | None, dtypes: tuple[torch.dtype, ...], strided: bool = False
+) -> None:
     """Require a contiguous tensor of `ndim` dimensions (None: any) and one of `dtypes`.
 
-    It must have memory of its own, lie on the study's device, start at a multiple of 16 bytes, and
-    require no gradient.
+    It must have memory of its own, lie on the study's device, start at a multiple of 16 bytes,
+    require no gradient, and have at most `MAX_ELEMENTS`. strided: it may start at any element, and
+    have any strides.
     Raises TypeError for a wrong type or dtype, ValueError for a wrong shape, device or stride.
     """
     if not isinstance(x, torch.Tensor):
@@ -39,6 +47,9 @@ def check_tensor(name: str, x, ndim: int | None, dtypes: tuple[torch.dtype, ...]
         raise ValueError(f"{name} must be on device {TORCH_DEVICE}, got {x.device}")
     if ndim is not None and x.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimension(s), got shape {tuple(x.shape)}")
+    check_at_most(name, "elements", x.numel(), MAX_ELEMENTS)
+    if strided:
+        return
     if x.data_ptr() % 16:
         raise ValueError(
             f"{name} must start at a multiple of 16 bytes, got {x.data_ptr() % 16} beyond one"
@@ -92,6 +103,16 @@ def check_same(names: tuple[str, str], x: torch.Tensor, y: torch.Tensor, *proper
             )
             error = TypeError if p == "dtype" else ValueError
             raise error(f"{names[0]} and {names[1]} must have the same {p}, got {a} and {b}")
+
+
+def check_at_most(name: str, things: str, count: int, limit: int, hint: str = "") -> None:
+    """Require that `name` has at most `limit` of some things, such as "rows", and not `count`.
+
+    hint: what the refusal ends with. Raises ValueError.
+    """
+    if count > limit:
+        hint = hint and f": {hint}"
+        raise ValueError(f"{name} must have at most {limit} {things}, got {count}{hint}")
 
 
 def check_block_size(block_size) -> None:

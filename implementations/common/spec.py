@@ -59,7 +59,10 @@ class KernelSpec:
         reference of the inputs' magnitudes is no bound.
     baselines: what a user would call instead, by name, the main one first.
     other_sizes: what is timed in the other dtypes; the headline only, unless stated.
-    huge_sizes: of more than 2³¹ elements, checked on a GPU in the last dtype.
+    huge_sizes: of more than 2³¹ elements, or as many as are taken, checked on a GPU in the last
+        dtype.
+    limits: by dimension, a size in which it is the largest that every backend takes, as grids and
+        32-bit numbers end; one more is refused. A dimension that has none may be any int.
     traffic: `(dtype, **size)` → the bytes that memory moves by the day's model, where these may be
         more than the compulsory ones; drawn beside the measured speed.
     warm: whether it is also timed on data that the call before left in the L2.
@@ -87,6 +90,7 @@ class KernelSpec:
     magnitude: Callable | None = None
     other_sizes: tuple[Size, ...] = ()
     huge_sizes: tuple[Size, ...] = ()
+    limits: Mapping[str, Size] = field(default_factory=dict)
     traffic: Callable[..., int] | None = None
     warm: bool = False
     refused: Mapping[str, Callable[..., tuple]] = field(default_factory=dict)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from implementations.common.check import dtype_name
 from implementations.common.rules import Exact, Oracle, Rule, relative_rms
@@ -41,7 +42,7 @@ class Expected:
 
 
 def judge(spec: KernelSpec, size: Size, inputs: tuple, outputs) -> Judgement:
-    """Judge what the kernel gave for `inputs`: `outputs`, a tensor or a tuple of tensors."""
+    """Judge what the kernel gave for `inputs`: `outputs`, a tensor, or a tuple or list of them."""
     wanted, got = expected(spec, size, inputs), as_tuple(outputs)
     if len(got) != len(wanted):
         return Judgement(
@@ -49,7 +50,8 @@ def judge(spec: KernelSpec, size: Size, inputs: tuple, outputs) -> Judgement:
         )
     judged = [compare(want, y) for want, y in zip(wanted, got, strict=True)]
     errors = [f"output {i}: {j.error}" for i, j in enumerate(judged) if j.error]
-    return Judgement(max(j.margin for j in judged), max(j.rms for j in judged), "; ".join(errors))
+    margin, rms = (max((getattr(j, of) for j in judged), default=0) for of in ("margin", "rms"))
+    return Judgement(margin, rms, "; ".join(errors))
 
 
 def expected(spec: KernelSpec, size: Size, inputs: tuple) -> list[Expected]:
@@ -129,13 +131,12 @@ def _form_error(want: Expected, y) -> str:
 
 
 def _each(inputs: tuple, convert) -> tuple:
-    """`inputs` with the floating-point tensors converted."""
-    return tuple(
-        convert(x) if isinstance(x, torch.Tensor) and x.dtype.is_floating_point else x
-        for x in inputs
+    """`inputs` with the floating-point tensors, those in lists too, converted."""
+    return tree_map_only(
+        torch.Tensor, lambda x: convert(x) if x.dtype.is_floating_point else x, inputs
     )
 
 
 def as_tuple(outputs) -> tuple:
-    """One output as a tuple of one."""
-    return outputs if isinstance(outputs, tuple) else (outputs,)
+    """One output as a tuple of one, a list of outputs as a tuple."""
+    return tuple(outputs) if isinstance(outputs, list | tuple) else (outputs,)

@@ -28,6 +28,7 @@ BINARY = {"binary_expression", "binary_operator"}
 COMPARISONS = {"binary_expression", "comparison_operator"}
 NEGATIONS = {"unary_operator", "unary_expression"}
 CALLS = {"call", "call_expression"}
+BOTH, EITHER = {"and", "&&", "&"}, {"or", "||", "|"}
 WRAPPING = {"parenthesized_expression", "assignment", "argument_list"}
 ASSIGNMENTS = {"assignment_expression", "assignment", "augmented_assignment"}
 
@@ -39,7 +40,9 @@ PRODUCT = re.compile(r"(.*\.)?dot")
 QUOTIENT = re.compile(r"(.*[._])?f?div(idef|_rn)?")
 ZERO = re.compile(r"((\w+\()?)0((\.0*)?f?\)?)")  # 0.f, float32(0), T(0.f)
 INFINITY = re.compile(r"-?(\w*INF(_F)?|(\w+\.)?inf|float\(.-?inf.\))")
+FLOAT_ZERO = re.compile(r"(\w+\()?0\.0*f?\)?|float32\(0\)")
 TO_FLOAT = re.compile(r"float32|float|static_cast<float>")
+DOWNCAST = re.compile(r"\((tl\.b?float16|.*\bdtype\.element_ty)\)")
 ARRAY = re.compile(r"cuda\.(local|shared)\.array\(.*\bfloat32\)", re.DOTALL)
 
 
@@ -155,6 +158,22 @@ def _loosened(source: Source, comparison: Node) -> Iterator[str]:
             yield "True" if source.is_python else "true"
 
 
+def condition_dropped(source: Source) -> Iterator[Fault]:
+    """Of two conditions joined by "or" one goes; of two joined by "and", one that has no comparison
+    in it, as a comparison is dropped above."""
+    is_triton = "triton.language" in source.imports.values()
+    for node in device(source):
+        operator = node.children[1].type if len(node.children) == 3 else ""
+        if operator not in BOTH | EITHER or operator in ("&", "|") and not is_triton:
+            continue
+        left, _, right = node.children
+        for dropped, kept in ((left, right), (right, left)):
+            inside = {n.children[1].type for n in source.walk(dropped) if len(n.children) > 2}
+            several = inside & {*BOTH, *EITHER}  # each of them is dropped by itself
+            if _varies(dropped) and not several and (operator in EITHER or not inside & RELATIONS):
+                yield node, _grouped(kept)
+
+
 def iteration_missing(source: Source) -> Iterator[Fault]:
     """A loop ends one step early."""
     for loop in device(source):
@@ -254,6 +273,35 @@ def _spoiled(source: Source, value: Node) -> Iterator[Fault]:
     elif re.fullmatch(r"(.*\.)?full", _function(value)):
         arguments = _children(source, value.child_by_field_name("arguments"))
         yield from _spoiled(source, arguments[1])
+
+
+def neutral_changed(source: Source) -> Iterator[Fault]:
+    """What takes part in place of an element that is not there: 1 for a floating zero, 0 for an
+    infinity. What starts so is spoiled above, but for an infinity, which was given another sign."""
+    zero = "0.f" if not source.is_python else "0.0"
+    if "numba" in {origin.partition(".")[0] for origin in source.imports.values()}:
+        zero = "float32(0)"
+    for node in device(source):
+        text, parent = _text(node), node.parent
+        if node.type not in (*ATOMS, *NEGATIONS) or parent.type in (*NEGATIONS, *COMPARISONS):
+            continue
+        if INFINITY.fullmatch(text):
+            yield node, zero
+        elif FLOAT_ZERO.fullmatch(text) or text == "0" and _label(parent) == "other":
+            cast = parent.type == "argument_list" and ZERO.fullmatch(_text(parent.parent))
+            if not cast and not _starts(node):
+                yield from _spoiled(source, node)
+
+
+def _starts(node: Node) -> bool:
+    """Whether a variable or a tensor starts as this node's value."""
+    parent = node.parent
+    filled = parent.parent if parent.type == "argument_list" else parent
+    return (
+        parent.type == "init_declarator"
+        or parent.type in ASSIGNMENTS
+        or bool(re.fullmatch(r"(.*\.)?full", _function(filled)))
+    )
 
 
 def operands_swapped(source: Source) -> Iterator[Fault]:
@@ -359,20 +407,70 @@ def _rounded_product(source: Source, call: Node) -> str:
     return f"({_text(call)}, [](auto& fragment) {{ {each} }}({_text(first)}))"
 
 
+def rounded_to_zero(source: Source) -> Iterator[Fault]:
+    """What is converted to an element's type, or by a function called ..._rn, is cut off instead.
+
+    Not what the wrappers of `instructions/` store, nor PTX, which the CPU does not run.
+    """
+    for node in device(source):
+        called = _function(node)
+        if node.type == "identifier" and _text(node).endswith("_rn"):
+            yield node, _text(node).removesuffix("_rn") + "_rz"
+        elif called.endswith(".to") and DOWNCAST.fullmatch(_text(node.children[-1])):
+            yield node, f'{_text(node)[:-1]}, fp_downcast_rounding="rtz")'
+        elif called == "T" and not source.is_python and _varies(node.children[-1]):
+            bits = "sizeof(T) == 4 ? 0 : std::is_same_v<T, __half> ? 13 : 16"
+            cut = f"__float_as_uint(float{_text(node.children[-1])}) & ~0u << ({bits})"
+            yield node, f"T(__uint_as_float({cut}))"
+
+
+def index_narrowed(source: Source) -> Iterator[Fault]:
+    """A conversion to 64 bits goes. Numba multiplies in 64 bits whatever it is given: there the
+    result of what stands around the conversion is narrowed, where that is a product.
+
+    No size that a CPU can take shows it: see `BEYOND`.
+    """
+    for node in device(source):
+        called, text = _function(node), _text(node)
+        if text.endswith(".to(tl.int64)") and called.endswith(".to"):
+            yield node, called.removesuffix(".to")
+        elif called == "tl.cast" and "tl.int64" in text:
+            yield node, _grouped(_children(source, node.child_by_field_name("arguments"))[0])
+        elif node.type == "typed_parameter" and text.endswith(": tl.int64"):
+            yield node, text.removesuffix(": tl.int64")
+        elif node.type == "cast_expression" and text.startswith("(long long)"):
+            yield node, _grouped(node.child_by_field_name("value"))
+        elif called in ("int64", "uint64"):
+            around = node
+            while around.parent.type in (*BINARY, "parenthesized_expression"):
+                around = around.parent
+            if any(n.type in BINARY and n.children[1].type == "*" for n in source.walk(around)):
+                yield around, f"int32({_text(around)})"
+
+
 OPERATORS: dict[str, Callable[[Source], Iterator[Fault]]] = {
     "mask dropped": mask_dropped,
+    "condition dropped": condition_dropped,
     "iteration missing": iteration_missing,
     "barrier missing": barrier_missing,
     "stride wrong": stride_wrong,
     "maximum not subtracted": maximum_kept,
     "accumulator stale": accumulator_stale,
+    "neutral element changed": neutral_changed,
     "operands swapped": operands_swapped,
     "grid too small": grid_too_small,
     "precision lowered": precision_lowered,
+    "rounded to zero": rounded_to_zero,
+    "index narrowed": index_narrowed,
 }
 
+BEYOND = {"index narrowed"}  # operators whose faults need more than 2³¹ elements to show
+
 # What a fault's text may need, at the end of the file, where it moves no line.
-FOOTERS = {"float16(": "\nfrom numba.types import float16  # noqa\n"}
+FOOTERS = {
+    "float16(": "\nfrom numba.types import float16  # noqa\n",
+    " int32(": "\nfrom numba.types import int32  # noqa\n",
+}
 
 
 # --- mutants --------------------------------------------------------------------------------------
@@ -426,5 +524,5 @@ def planted(content: str, start: int, end: int, text: str) -> tuple[int, str, st
     mutated = data[:start] + text.encode() + data[end:]
     shown = data[first:last], mutated[first : last + len(mutated) - len(data)]
     before, after = (" ".join(piece.decode().split()) for piece in shown)
-    footer = next((FOOTERS[need] for need in FOOTERS if need in text), "")
+    footer = next((FOOTERS[need] for need in FOOTERS if need in f" {text}"), "")
     return data.count(b"\n", 0, start) + 1, before, after, mutated.decode() + footer

@@ -12,6 +12,8 @@ Status of a mutant:
     survived    accepted everywhere: a check, a size or an input is missing
     equivalent  accepted everywhere, and `equivalent_mutants.csv` says why it is not wrong
     not built   no kernel at all: refused by the compiler, or in Python by what stands in for it
+    too large   not tried: it needs more elements than a CPU has room for, of `huge_sizes`, which a
+                GPU checks; where the spec has none it survived
 """
 
 import importlib
@@ -32,7 +34,7 @@ import implementations
 from implementations.common import registry
 from implementations.common.check import dtype_name
 from study.agree import verify
-from study.agree.faults import OPERATORS, Mutant, mutants
+from study.agree.faults import BEYOND, OPERATORS, Mutant, mutants
 from study.bench import store
 from study.bench.cells import Cell, Selection, size_text
 from study.bench.fingerprint import fingerprint
@@ -54,6 +56,8 @@ STRICTER: dict[tuple[str, str], tuple[Conditions, ...]] = {
 # What a raised error says → what it is called; the first that fits. Anything else that is raised is
 # the refusal of a compiler, or of Python where a compiler would have refused.
 NOT_BUILT = "not built"
+TOO_LARGE = "too large"
+NEEDS_HUGE = "needs more than 2^31 elements: `huge_sizes`"
 RAISED = (
     ("AddressSanitizer|lie in no tensor", "addresses"),
     ("ThreadSanitizer", "races"),
@@ -160,11 +164,14 @@ class Trials:
     def __call__(self, worker: Worker, mutant: Mutant) -> dict:
         """The row of mutants.csv. RuntimeError where the kernel itself is rejected."""
         begun = time.monotonic()
-        root = Path(tempfile.mkdtemp(dir=self.folder))
-        write(mutant, root)
         row = {name: value for name, value in asdict(mutant).items() if name != "content"}
         row |= {"status": "survived", "by": "", "dtype": "", "size": "", "conditions": ""}
-        for cell, conditions in attempts(mutant, self.known):
+        tries = []
+        if mutant.operator not in BEYOND:
+            root = Path(tempfile.mkdtemp(dir=self.folder))
+            write(mutant, root)
+            tries = attempts(mutant, self.known)
+        for cell, conditions in tries:
             if by := self.tried(worker, cell, root, conditions).rejected_by:
                 built = by != NOT_BUILT
                 row |= {"status": "killed", "by": by} if built else {"status": NOT_BUILT}
@@ -174,6 +181,8 @@ class Trials:
         reason = self.listed.get(mutant.key, "")
         if row["status"] == "survived" and reason:
             row["status"] = "equivalent"
+        elif mutant.operator in BEYOND and registry.spec(mutant.kernel).huge_sizes:
+            row["status"], reason = TOO_LARGE, NEEDS_HUGE
         row |= {"reason": reason, "seconds": round(time.monotonic() - begun, 2)}
         return row | {"source_hash": fingerprint(mutant.kernel, mutant.backend)}
 
@@ -282,7 +291,7 @@ def _summarise(rows: list[dict], wrong: list[str]) -> None:
         status = Counter(row["status"] for row in group)
         by = Counter(row["by"] for row in group if row["status"] == "killed")
         killed = f"{status['killed']} of {status['killed'] + status['survived']}"
-        neither = (f"{status[s]} {s}" for s in ("equivalent", NOT_BUILT) if status[s])
+        neither = (f"{status[s]} {s}" for s in ("equivalent", NOT_BUILT, TOO_LARGE) if status[s])
         checks = (f"{check} {count}" for check, count in by.most_common())
         table.add_row(kernel, operator, killed, ", ".join(neither), ", ".join(checks))
     console.print(table)

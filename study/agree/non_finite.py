@@ -6,6 +6,7 @@ gets one, each check size of a kernel another.
 """
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from implementations.common import registry
 from study.bench.cells import Cell
@@ -24,14 +25,11 @@ def planted(cell: Cell, inputs: tuple) -> tuple:
     """Copies of the inputs of one of its kernel's check sizes, with values that are not finite in
     every floating-point tensor."""
     start = registry.spec(cell.kernel).check_sizes.index(cell.sizes)
-    return tuple(
-        _plant(x, start) if isinstance(x, torch.Tensor) and x.dtype.is_floating_point else x
-        for x in inputs
-    )
+    return tree_map_only(torch.Tensor, lambda x: _plant(x, start), inputs)
 
 
 def _plant(x: torch.Tensor, start: int) -> torch.Tensor:
-    if x.numel() == 0 or x.ndim == 0:
+    if x.numel() == 0 or x.ndim == 0 or not x.dtype.is_floating_point:
         return x
     planted = x.contiguous().clone()
     rows = planted.view(-1, x.shape[-1])

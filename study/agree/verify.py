@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from rich.table import Column, Table
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from implementations import DEVICE, TORCH_DEVICE
 from implementations.common import registry
@@ -104,12 +105,14 @@ def check(cell: Cell) -> dict:
 
 def _check(cell: Cell, host) -> dict:
     spec = registry.spec(cell.kernel)
-    inputs = list(spec.make_inputs(cell.torch_dtype, TORCH_DEVICE, seed(cell), **cell.sizes))
+    inputs = spec.make_inputs(cell.torch_dtype, TORCH_DEVICE, seed(cell), **cell.sizes)
+    leaves, tree = tree_flatten(inputs)  # an input may be a list of tensors
     placed = {}
-    for i, x in enumerate(inputs):
+    for i, x in enumerate(leaves):
         if isinstance(x, torch.Tensor):
             placed[i] = guarded(x, NAN)
-            inputs[i] = placed[i].tensor.copy_(x)
+            leaves[i] = placed[i].tensor.copy_(x)
+    inputs = tree_unflatten(leaves, tree)
     before = {i: place.inside.clone() for i, place in placed.items()}
 
     failed = {}  # what is wrong → the check that says so; the runs repeat it
@@ -119,9 +122,10 @@ def _check(cell: Cell, host) -> dict:
             outputs = host(*inputs)
         if DEVICE == "cuda":
             torch.cuda.synchronize()
-        if len(allocations.made) < count:
+        made = sum(place.tensor.numel() > 0 for place in allocations.made)
+        if made < count:
             failed["it keeps a tensor for later calls, as one in another stream"] = "allocation"
-        count = len(allocations.made)
+        count = made
         for i, place in placed.items():
             if not place.intact():
                 failed[f"it wrote outside input {i}"] = "guard zones"
@@ -143,7 +147,7 @@ def _check(cell: Cell, host) -> dict:
             failed[f"run {run + 1} differs from run 1"] = "runs differ"
 
     first = before = bits = tensors = None  # a huge size leaves no room for them beside the oracle
-    judged = agreement.judge(spec, cell.sizes, tuple(inputs), outputs)
+    judged = agreement.judge(spec, cell.sizes, inputs, outputs)
     if judged.error:
         failed[judged.error] = "values"
     everywhere = DEVICE == "cuda" or cell.torch_dtype == spec.dtypes[0]

@@ -116,12 +116,12 @@ def function(entry: Cell) -> Callable:
 def ceiling(work: Work, dtype: str, size: Size) -> Cell:
     """The ceiling of a kernel that does `work` at this dtype and size.
 
-    As many bytes copied, read or written, or cuBLAS at the same M, N, K; where the size has none, a
-    square of about as many flops.
+    As many bytes copied, read or written, or cuBLAS at the same M, N, K; where these are not all
+    that is done, a square of about as many flops.
     """
     if work.limit != "matmul":
         return bandwidth(work.limit, work.bytes)
-    if not {"M", "N", "K"} <= set(size):
+    if not {"M", "N", "K"} <= set(size) or work.flops != 2 * size["M"] * size["N"] * size["K"]:
         n = max(128, round((work.flops / 2) ** (1 / 3) / 128) * 128)
         size = {"M": n, "N": n, "K": n}
     return Cell("_ceiling", "matmul", dtype, size_text({name: size[name] for name in "MNK"}))

@@ -121,6 +121,8 @@ def _code(cubin: bytes, symbol: str) -> str:
 
 def _expectations(kernel: str) -> dict[str, str]:
     """A hash of inputs, oracles and bounds of each check size."""
+    from torch.utils._pytree import tree_leaves
+
     from implementations.common import registry
     from study.agree import agreement
     from study.bench.cells import seed, select
@@ -129,7 +131,10 @@ def _expectations(kernel: str) -> dict[str, str]:
     for cell in select(kernel, "triton").cells("check"):
         inputs = spec.make_inputs(cell.torch_dtype, "cpu", seed(cell), **cell.sizes)
         wanted = agreement.expected(spec, cell.sizes, inputs)
-        parts = (*inputs, *(x for w in wanted for x in (w.value, w.dtype, w.bound, w.rms)))
+        parts = (
+            *tree_leaves(inputs),
+            *(x for w in wanted for x in (w.value, w.dtype, w.bound, w.rms)),
+        )
         digest = hashlib.sha256(b"\n".join(map(_bytes, parts)))
         found[f"{cell.dtype} {cell.size}"] = digest.hexdigest()[:16]
     return found

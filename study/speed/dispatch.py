@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.table import Column, Table
+from torch.utils._pytree import tree_leaves
 
 from implementations import DEVICE
 from implementations.common import registry
@@ -53,7 +54,7 @@ def smallest(spec: KernelSpec) -> Size:
 
     def full(size: Size) -> bool:
         inputs = spec.make_inputs(dtype, "cpu", 0, **size)
-        return all(x.numel() for x in inputs if isinstance(x, torch.Tensor))
+        return all(x.numel() for x in tree_leaves(inputs) if isinstance(x, torch.Tensor))
 
     by_bytes = sorted(spec.check_sizes, key=lambda size: spec.work(dtype, **size).bytes)
     return next(size for size in by_bytes if spec.work(dtype, **size).bytes and full(size))

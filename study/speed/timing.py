@@ -1,5 +1,6 @@
 """Device time: calls captured in a CUDA graph that rotate over more data than the L2 holds."""
 
+import copy
 import math
 import time
 from collections import deque
@@ -34,11 +35,7 @@ def set_count(set_bytes: int) -> int:
 
 def input_sets(inputs: tuple, count: int) -> list[tuple]:
     """`inputs` and count - 1 copies of it in memory of their own."""
-    copies = [
-        tuple(x.clone() if isinstance(x, torch.Tensor) else x for x in inputs)
-        for _ in range(count - 1)
-    ]
-    return [inputs, *copies]
+    return [inputs, *(copy.deepcopy(inputs) for _ in range(count - 1))]
 
 
 class Captured:

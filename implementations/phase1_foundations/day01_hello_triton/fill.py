@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from implementations.common.check import check_number, check_tensor
+from implementations.common.check import MAX_ELEMENTS, check_number, check_tensor
 from implementations.common.rules import Exact
 from implementations.common.spec import KernelSpec, Work, generator
 
@@ -52,6 +52,7 @@ SPEC = KernelSpec(
     bench_sizes=tuple({"N": n} for n in (2**22, 2**25, 2**28)),
     headline={"N": 2**28},
     huge_sizes=({"N": 2**31 + 4099},),
+    limits={"N": {"N": MAX_ELEMENTS}},
     dtypes=DTYPES,
     agreement=Exact(),
     baselines={"torch": torch.full_like},

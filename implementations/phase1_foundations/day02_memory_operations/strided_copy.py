@@ -2,7 +2,7 @@
 
 import torch
 
-from implementations.common.check import check_int, check_tensor, shown
+from implementations.common.check import MAX_ELEMENTS, check_int, check_tensor, shown
 from implementations.common.rules import Exact
 from implementations.common.spec import KernelSpec, Work, generator
 
@@ -76,6 +76,11 @@ SPEC = KernelSpec(
     bench_sizes=tuple(size(0, step, 2**26) for step in (1, 2, 3, 4, 8, 16, 32)),
     headline=size(0, 1, 2**26),
     huge_sizes=(size(3, 2**20 + 1, 2051),),  # i and step are small, their product is not
+    limits={
+        "start": size(MAX_ELEMENTS - 1 - SPARE, 1, 1),
+        "step": size(0, 2**63 - 1, 1),
+        "n": size(0, 1, MAX_ELEMENTS - SPARE),
+    },
     dtypes=DTYPES,
     agreement=Exact(),
     baselines={"torch": strided_copy},

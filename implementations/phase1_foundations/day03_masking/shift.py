@@ -2,7 +2,7 @@
 
 import torch
 
-from implementations.common.check import check_int, check_number, check_tensor
+from implementations.common.check import MAX_ELEMENTS, check_int, check_number, check_tensor
 from implementations.common.rules import Exact
 from implementations.common.spec import KernelSpec, Work, generator
 
@@ -67,6 +67,7 @@ SPEC = KernelSpec(
     bench_sizes=tuple({"N": N, "offset": 3} for N in (2**22, 2**25, 2**28)),
     headline={"N": 2**28, "offset": 3},
     huge_sizes=({"N": 2**31 + 4099, "offset": -7},),
+    limits={"N": {"N": MAX_ELEMENTS, "offset": 3}},
     dtypes=DTYPES,
     agreement=Exact(),
     baselines={"torch": rolled},

@@ -2,7 +2,7 @@
 
 import torch
 
-from implementations.common.check import check_tensor
+from implementations.common.check import MAX_ELEMENTS, check_tensor
 from implementations.common.rules import Exact
 from implementations.common.spec import KernelSpec, Work, generator
 
@@ -46,6 +46,7 @@ SPEC = KernelSpec(
     # not clone: that is no kernel but a copy by the driver, which is slower in a graph than alone
     baselines={"torch": lambda x: x * 1},
     huge_sizes=({"N": 2**31 + 4099},),
+    limits={"N": {"N": MAX_ELEMENTS}},
     warm=True,
     sources=("Harris, CUDA Pro Tip: Write Flexible Kernels with Grid-Stride Loops, NVIDIA, 2013",),
 )

@@ -3,19 +3,24 @@
 import torch
 import torch.nn.functional as F
 
-from implementations.common.check import check_block_size, check_tensor
+from implementations.common.check import (
+    MAX_GRID_X,
+    check_at_most,
+    check_block_size,
+    check_tensor,
+)
 from implementations.common.rules import Reduction
 from implementations.common.spec import KernelSpec, Work, generator
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MAX_BLOCKS = 2**31 - 1  # of a grid
 
 
 def block_cumsum(x, block_size=1024):
     """The running sum y[i] = x[b] + ... + x[i], where b is the start of the block that holds i.
 
-    x: (N,), float32, float16 or bfloat16, contiguous. block_size: a power of two up to 1024; the
-    last block may be shorter. Returns (N,) of the same dtype; sums are float32, each rounded once.
+    x: (N,), float32, float16 or bfloat16, contiguous. block_size: a power of two up to 1024; there
+    are at most 2147483647 blocks, and the last may be shorter. Returns (N,) of the same dtype; sums
+    are float32, each rounded once.
     Raises TypeError for another dtype or a block_size that is no int, ValueError for another shape,
     stride, device or block_size.
     """
@@ -27,11 +32,7 @@ def block_cumsum(x, block_size=1024):
 def check(x, block_size):
     check_tensor("x", x, ndim=1, dtypes=DTYPES)
     check_block_size(block_size)
-    if -(-x.numel() // block_size) > MAX_BLOCKS:
-        raise ValueError(
-            f"x must have at most {MAX_BLOCKS} blocks, got {x.numel()} elements "
-            f"in blocks of {block_size}"
-        )
+    check_at_most("x", f"blocks of {block_size}", -(-x.numel() // block_size), MAX_GRID_X)
 
 
 def make_inputs(dtype, device, seed, N, block_size):
@@ -58,13 +59,17 @@ SPEC = KernelSpec(
     check_sizes=tuple({"N": N, "block_size": b} for N, b in CHECK),
     bench_sizes=tuple({"N": N, "block_size": 1024} for N in (2**22, 2**25, 2**28)),
     headline={"N": 2**28, "block_size": 1024},
+    huge_sizes=({"N": 2**31 + 4099, "block_size": 1024},),
+    limits={
+        "N": {"N": MAX_GRID_X, "block_size": 1},
+        "block_size": {"N": 1, "block_size": 1024},
+    },
     dtypes=DTYPES,
     agreement=Reduction("block_size"),
     baselines={"torch": block_cumsum},
     refused={
         "no power of two": lambda x, block_size: (x, 3),
         "block of nothing": lambda x, block_size: (x, 0),
-        "block too large": lambda x, block_size: (x, 2048),
         "negative block": lambda x, block_size: (x, -1),
         "block_size a float": lambda x, block_size: (x, float(block_size)),
         "block_size a bool": lambda x, block_size: (x, True),

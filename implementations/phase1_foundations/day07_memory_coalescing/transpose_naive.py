@@ -2,20 +2,21 @@
 
 import torch
 
-from implementations.common.check import check_tensor
+from implementations.common.check import MAX_GRID_X, MAX_GRID_YZ, check_at_most, check_tensor
 from implementations.common.rules import Exact
 from implementations.common.spec import KernelSpec, Work, generator
 
 SECTOR = 32  # bytes: the least that is written at once
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MAX_N = 65535 * 256  # a grid has at most 65535 blocks along y, each of 256 columns
+MAX_M = MAX_GRID_X  # one row a block along x
+MAX_N = MAX_GRID_YZ * 256  # 256 columns a block along y
 
 
 def transpose_naive(x):
     """The transpose of x.
 
-    x: (M, N), N ≤ 16776960, float32, float16 or bfloat16, contiguous. Returns (N, M) of the same
-    dtype, contiguous.
+    x: (M, N), M ≤ 2147483647, N ≤ 16776960, float32, float16 or bfloat16, contiguous. Returns
+    (N, M) of the same dtype, contiguous.
     Raises TypeError for another dtype, ValueError for another shape, stride or device.
     """
     return x.T.contiguous()
@@ -23,11 +24,9 @@ def transpose_naive(x):
 
 def check(x):
     check_tensor("x", x, ndim=2, dtypes=DTYPES)
-    if x.shape[1] > MAX_N:
-        raise ValueError(
-            f"x must have at most {MAX_N} columns, got {x.shape[1]}: "
-            "transpose_tiled takes longer rows"
-        )
+    M, N = x.shape
+    check_at_most("x", "rows", M, MAX_M, "transpose_tiled takes more")
+    check_at_most("x", "columns", N, MAX_N, "transpose_tiled takes longer rows")
 
 
 def make_inputs(dtype, device, seed, M, N):
@@ -56,10 +55,11 @@ SPEC = KernelSpec(
     check_sizes=tuple({"M": M, "N": N} for M, N in CHECK),
     bench_sizes=({"M": 4096, "N": 4096}, {"M": 16384, "N": 16384}),
     headline={"M": 16384, "N": 16384},
+    huge_sizes=({"M": 2**21 + 3, "N": 1032}, {"M": 129, "N": MAX_N}),  # tall and wide
+    limits={"M": {"M": MAX_M, "N": 1}, "N": {"M": 1, "N": MAX_N}},
     dtypes=DTYPES,
     agreement=Exact(),
     baselines={"torch": transpose_naive},
-    refused={"too many columns": lambda x: (x.new_empty(1, MAX_N + 1),)},
     machine_code=(),
     sources=("Harris, An efficient matrix transpose in CUDA C/C++, 2013",),
 )

@@ -2,7 +2,7 @@
 
 import torch
 
-from implementations.common.check import check_tensor
+from implementations.common.check import MAX_ELEMENTS, check_tensor
 from implementations.common.rules import Exact
 from implementations.common.spec import KernelSpec, Work, generator
 
@@ -48,7 +48,13 @@ SPEC = KernelSpec(
     bench_sizes=({"M": 4096, "N": 4096}, *LARGE),
     other_sizes=LARGE,
     headline={"M": 16384, "N": 16384},
-    huge_sizes=({"M": 46352, "N": 46360},),
+    # packs in a square matrix; elements in a tall one and a wide one
+    huge_sizes=(
+        {"M": 46_352, "N": 46_360},
+        {"M": 2**28 + 1, "N": 9},
+        {"M": 9, "N": 2**28 + 1},
+    ),
+    limits={"M": {"M": MAX_ELEMENTS, "N": 1}, "N": {"M": 1, "N": MAX_ELEMENTS}},
     dtypes=DTYPES,
     agreement=Exact(),
     baselines={"torch": transpose_tiled},

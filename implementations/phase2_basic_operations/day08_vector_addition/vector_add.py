@@ -2,7 +2,7 @@
 
 import torch
 
-from implementations.common.check import check_same, check_tensor
+from implementations.common.check import MAX_ELEMENTS, check_same, check_tensor
 from implementations.common.rules import Exact
 from implementations.common.spec import KernelSpec, Work, generator
 
@@ -48,5 +48,7 @@ SPEC = KernelSpec(
     dtypes=DTYPES,
     agreement=Exact(),
     baselines={"torch": torch.add},
+    huge_sizes=({"N": 2**31 + 4099},),
+    limits={"N": {"N": MAX_ELEMENTS}},
     sources=("Triton tutorial 01: vector addition",),
 )

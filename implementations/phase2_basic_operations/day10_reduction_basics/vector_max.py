@@ -3,7 +3,7 @@
 import torch
 
 from implementations.common.baselines import by_cupy, compiled
-from implementations.common.check import check_tensor
+from implementations.common.check import MAX_ELEMENTS, check_tensor
 from implementations.common.rules import Exact
 from implementations.common.spec import KernelSpec, Work, generator
 
@@ -55,6 +55,7 @@ SPEC = KernelSpec(
     agreement=Exact(),
     baselines={"torch": vector_max, "torch.compile": compiled(vector_max), "CuPy": by_cupy("max")},
     huge_sizes=({"N": 2**31 + 4099},),
+    limits={"N": {"N": MAX_ELEMENTS}},
     refused={"no element": lambda x: (x[:0].clone(),)},
     machine_code=("wide loads",),
     sources=("Harris, Optimizing Parallel Reduction in CUDA, NVIDIA, 2007",),

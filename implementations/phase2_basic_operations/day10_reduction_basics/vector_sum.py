@@ -3,7 +3,7 @@
 import torch
 
 from implementations.common.baselines import by_cupy, compiled
-from implementations.common.check import check_tensor
+from implementations.common.check import MAX_ELEMENTS, check_tensor
 from implementations.common.rules import Reduction
 from implementations.common.spec import KernelSpec, Work, generator
 
@@ -56,6 +56,7 @@ SPEC = KernelSpec(
         "CuPy": by_cupy("sum", dtype="float32"),
     },
     huge_sizes=({"N": 2**31 + 4099},),
+    limits={"N": {"N": MAX_ELEMENTS}},
     machine_code=("wide loads",),
     sources=("Harris, Optimizing Parallel Reduction in CUDA, NVIDIA, 2007",),
 )

@@ -3,7 +3,7 @@
 import torch
 
 from implementations.common.baselines import by_cupy, compiled
-from implementations.common.check import check_tensor
+from implementations.common.check import MAX_ELEMENTS, check_tensor
 from implementations.common.rules import Reduction
 from implementations.common.spec import KernelSpec, Work, generator
 
@@ -61,7 +61,11 @@ SPEC = KernelSpec(
         "torch.compile": compiled(column_sum),
         "CuPy": by_cupy("sum", axis=0, dtype="float32"),
     },
-    huge_sizes=({"M": 2**21 + 3, "N": 1032}, {"M": 1, "N": 2**20}, {"M": 2**20, "N": 1}),
+    huge_sizes=(
+        *({"M": 2**21 + 3, "N": 1032}, {"M": 31, "N": 2**26 + 2**23 + 1}),
+        *({"M": 1, "N": 2**20}, {"M": 2**20, "N": 1}),
+    ),
+    limits={"M": {"M": MAX_ELEMENTS, "N": 1}, "N": {"M": 1, "N": MAX_ELEMENTS}},
     machine_code=("wide loads",),
     sources=("Harris, Optimizing Parallel Reduction in CUDA, NVIDIA, 2007",),
 )

@@ -3,7 +3,7 @@
 import torch
 
 from implementations.common.baselines import by_cupy, compiled
-from implementations.common.check import check_tensor
+from implementations.common.check import MAX_ELEMENTS, check_tensor
 from implementations.common.rules import Reduction
 from implementations.common.spec import KernelSpec, Work, generator
 
@@ -62,7 +62,11 @@ SPEC = KernelSpec(
         "CuPy": by_cupy("sum", axis=1, dtype="float32"),
     },
     # in the first the last row starts beyond 2^31, and each is divided
-    huge_sizes=({"M": 3, "N": 2**30 + 8}, {"M": 1, "N": 2**20}, {"M": 2**20, "N": 1}),
+    huge_sizes=(
+        *({"M": 3, "N": 2**30 + 8}, {"M": 2**26 + 1, "N": 33}),
+        *({"M": 1, "N": 2**20}, {"M": 2**20, "N": 1}),
+    ),
+    limits={"M": {"M": MAX_ELEMENTS, "N": 1}, "N": {"M": 1, "N": MAX_ELEMENTS}},
     machine_code=("wide loads",),
     sources=("Harris, Optimizing Parallel Reduction in CUDA, NVIDIA, 2007",),
 )

@@ -3,12 +3,12 @@
 import torch
 
 from implementations.common.baselines import compiled
-from implementations.common.check import check_tensor
+from implementations.common.check import MAX_ELEMENTS, MAX_GRID_X, check_at_most, check_tensor
 from implementations.common.rules import Composite
 from implementations.common.spec import SCALES, KernelSpec, Work, generator
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MAX_M = 2**31 - 1  # blocks of a grid
+MAX_M = MAX_GRID_X  # a block has one row at least
 UNDER_WAY = 4 * 132  # rows, of 512 threads each, that an H100 works on at once
 L2 = 50e6  # bytes, of an H100
 
@@ -16,10 +16,10 @@ L2 = 50e6  # bytes, of an H100
 def softmax_naive(x):
     """exp(x) / sum(exp(x)) over each row, with nothing against overflow.
 
-    x: (M, N), float32, float16 or bfloat16, contiguous. Returns (M, N) of the same dtype; the
-    exponentials, their sum and its reciprocal are float32. Where the sum or the reciprocal exceeds
-    3.4e38, a row holds NaN, and zeros or infinities: as soon as an element exceeds 88.7, or none
-    exceeds -105. torch.softmax has no such limits.
+    x: (M, N), M ≤ 2147483647, float32, float16 or bfloat16, contiguous. Returns (M, N) of the same
+    dtype; the exponentials, their sum and its reciprocal are float32. Where the sum or the
+    reciprocal exceeds 3.4e38, a row holds NaN, and zeros or infinities: as soon as an element
+    exceeds 88.7, or none exceeds -105. torch.softmax has no such limits.
     Raises TypeError for another dtype, ValueError for another shape, stride or device.
     """
     p = torch.exp(x.to(torch.promote_types(x.dtype, torch.float32)))
@@ -28,8 +28,7 @@ def softmax_naive(x):
 
 def check(x):
     check_tensor("x", x, ndim=2, dtypes=DTYPES)
-    if x.shape[0] > MAX_M:
-        raise ValueError(f"x must have at most {MAX_M} rows, got {x.shape[0]}")
+    check_at_most("x", "rows", x.shape[0], MAX_M)
 
 
 def make_inputs(dtype, device, seed, M, N):
@@ -67,11 +66,14 @@ SPEC = KernelSpec(
     check_sizes=tuple({"M": M, "N": N} for M, N in CHECK),
     bench_sizes=tuple({"M": 2**27 // N, "N": N} for N in (1024, 8192, 32768)),
     headline={"M": 16384, "N": 8192},
-    huge_sizes=({"M": 1, "N": 2**20}, {"M": 2**20, "N": 1}),
+    huge_sizes=(
+        *({"M": 1, "N": 2**20}, {"M": 2**20, "N": 1}),
+        *({"M": 2**26 + 1, "N": 33}, {"M": 1, "N": 2**31 + 8}),
+    ),
+    limits={"M": {"M": MAX_M, "N": 1}, "N": {"M": 1, "N": MAX_ELEMENTS}},
     dtypes=DTYPES,
     agreement=Composite(),
     baselines={"torch": torch_softmax, "torch.compile": compiled(torch_softmax)},
-    refused={"too many rows": lambda x: (x.new_empty(MAX_M + 1, 0),)},
     sources=("Milakov and Gimelshein, Online normalizer calculation for softmax, 2018, section 2",),
     scales=SCALES,
     ladder="softmax",

@@ -3,19 +3,20 @@
 import torch
 
 from implementations.common.baselines import compiled
-from implementations.common.check import check_tensor
+from implementations.common.check import MAX_ELEMENTS, MAX_GRID_X, check_at_most, check_tensor
 from implementations.common.rules import Composite
 from implementations.common.spec import SCALES, KernelSpec, Work, generator
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MAX_M = 2**31 - 1  # blocks of a grid
+MAX_M = MAX_GRID_X  # a block has one row at least
 
 
 def softmax_safe(x):
     """exp(x - max) / sum(exp(x - max)) over each row: maximum, sum and quotient in turn.
 
-    x: (M, N), float32, float16 or bfloat16, contiguous. Returns (M, N) of the same dtype; the
-    exponentials and their sum are float32. A row with NaN or +inf, or all -inf, gives NaN.
+    x: (M, N), M ≤ 2147483647, float32, float16 or bfloat16, contiguous. Returns (M, N) of the same
+    dtype; the exponentials and their sum are float32. A row with NaN or +inf, or all -inf, gives
+    NaN.
     Raises TypeError for another dtype, ValueError for another shape, stride or device.
     """
     return torch.softmax(x, dim=-1)
@@ -23,8 +24,7 @@ def softmax_safe(x):
 
 def check(x):
     check_tensor("x", x, ndim=2, dtypes=DTYPES)
-    if x.shape[0] > MAX_M:
-        raise ValueError(f"x must have at most {MAX_M} rows, got {x.shape[0]}")
+    check_at_most("x", "rows", x.shape[0], MAX_M)
 
 
 def make_inputs(dtype, device, seed, M, N):
@@ -61,11 +61,14 @@ SPEC = KernelSpec(
     check_sizes=tuple({"M": M, "N": N} for M, N in CHECK),
     bench_sizes=tuple({"M": 2**27 // N, "N": N} for N in (1024, 8192, 32768)),
     headline={"M": 16384, "N": 8192},
-    huge_sizes=({"M": 1, "N": 2**20}, {"M": 2**20, "N": 1}),
+    huge_sizes=(
+        *({"M": 1, "N": 2**20}, {"M": 2**20, "N": 1}),
+        *({"M": 2**26 + 1, "N": 33}, {"M": 2, "N": 2**30 + 8}),
+    ),
+    limits={"M": {"M": MAX_M, "N": 1}, "N": {"M": 1, "N": MAX_ELEMENTS}},
     dtypes=DTYPES,
     agreement=Composite(),
     baselines={"torch": softmax_safe, "torch.compile": compiled(softmax_safe)},
-    refused={"too many rows": lambda x: (x.new_empty(MAX_M + 1, 0),)},
     sources=("Milakov and Gimelshein, Online normalizer calculation for softmax, 2018, section 2",),
     scales=SCALES,
     ladder="softmax",

@@ -3,20 +3,21 @@
 import torch
 
 from implementations.common.baselines import compiled
-from implementations.common.check import check_tensor
+from implementations.common.check import MAX_GRID_X, check_at_most, check_tensor
 from implementations.common.rules import Composite
 from implementations.common.spec import SCALES, KernelSpec, Work, generator
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_M = MAX_GRID_X  # a block has one row at least, and rows are counted in 32 bits
 MAX_N = 32768  # elements of a row that one block holds in its registers
 
 
 def softmax_fused(x):
     """exp(x - max) / sum(exp(x - max)) over each row.
 
-    x: (M, N), N ≤ 32768, float32, float16 or bfloat16, contiguous. Returns (M, N) of the same
-    dtype; the exponentials and their sum are float32. A row with NaN or +inf, or all -inf, gives
-    NaN.
+    x: (M, N), M ≤ 2147483647, N ≤ 32768, float32, float16 or bfloat16, contiguous. Returns (M, N)
+    of the same dtype; the exponentials and their sum are float32. A row with NaN or +inf, or all
+    -inf, gives NaN.
     Raises TypeError for another dtype, ValueError for another shape, stride or device.
     """
     return torch.softmax(x, dim=-1)
@@ -24,11 +25,9 @@ def softmax_fused(x):
 
 def check(x):
     check_tensor("x", x, ndim=2, dtypes=DTYPES)
-    if x.shape[1] > MAX_N:
-        raise ValueError(
-            f"x must have at most {MAX_N} columns, got {x.shape[1]}: "
-            "softmax_online takes longer rows"
-        )
+    M, N = x.shape
+    check_at_most("x", "rows", M, MAX_M)
+    check_at_most("x", "columns", N, MAX_N, "softmax_online takes longer rows")
 
 
 def make_inputs(dtype, device, seed, M, N):
@@ -62,7 +61,8 @@ SPEC = KernelSpec(
     bench_sizes=tuple({"M": 2**27 // N, "N": N} for N in (256, 1024, 4096, 8192, 16384, 32768)),
     other_sizes=tuple({"M": 2**27 // N, "N": N} for N in (8192, 32768)),
     headline={"M": 16384, "N": 8192},
-    huge_sizes=({"M": 2**20, "N": 1},),
+    huge_sizes=({"M": 2**20, "N": 1}, {"M": 2**26 + 1, "N": 33}, {"M": 2**16 + 64, "N": 32_760}),
+    limits={"M": {"M": MAX_M, "N": 1}, "N": {"M": 1, "N": MAX_N}},
     dtypes=DTYPES,
     agreement=Composite(),
     baselines={"torch": softmax_fused, "torch.compile": compiled(softmax_fused)},

@@ -3,18 +3,21 @@
 import torch
 
 from implementations.common.baselines import compiled
-from implementations.common.check import check_tensor
+from implementations.common.check import MAX_GRID_X, check_at_most, check_tensor
 from implementations.common.rules import Composite
 from implementations.common.spec import SCALES, KernelSpec, Work, generator
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_M = MAX_GRID_X  # a block has one row at least, and rows are counted in 32 bits
+MAX_N = 2**33  # in Triton a program holds m and l of all of a row's tiles of 32768
 
 
 def softmax_online(x):
     """exp(x - max) / sum(exp(x - max)) over each row.
 
-    x: (M, N), float32, float16 or bfloat16, contiguous. Returns (M, N) of the same dtype; the
-    exponentials and their sum are float32. A row with NaN or +inf, or all -inf, gives NaN.
+    x: (M, N), M ≤ 2147483647, N ≤ 8589934592, float32, float16 or bfloat16, contiguous. Returns
+    (M, N) of the same dtype; the exponentials and their sum are float32. A row with NaN or +inf, or
+    all -inf, gives NaN.
 
     With m the maximum of some elements and l the sum of their exp(x - m), two parts of a row are
     merged by m = max(m1, m2), l = l1·exp(m1 - m) + l2·exp(m2 - m), in any order and grouping.
@@ -25,6 +28,9 @@ def softmax_online(x):
 
 def check(x):
     check_tensor("x", x, ndim=2, dtypes=DTYPES)
+    M, N = x.shape
+    check_at_most("x", "rows", M, MAX_M)
+    check_at_most("x", "columns", N, MAX_N)
 
 
 def make_inputs(dtype, device, seed, M, N):
@@ -61,7 +67,11 @@ SPEC = KernelSpec(
     bench_sizes=(*({"M": 2**27 // N, "N": N} for N in BENCH), {"M": 1, "N": 262144}),
     other_sizes=tuple({"M": 2**27 // N, "N": N} for N in (16, 8192, 32768, 262144)),
     headline={"M": 16384, "N": 8192},
-    huge_sizes=({"M": 1, "N": 2**20}, {"M": 2**20, "N": 1}),
+    huge_sizes=(
+        *({"M": 1, "N": 2**20}, {"M": 2**20, "N": 1}),
+        *({"M": 2**26 + 1, "N": 33}, {"M": 2**16 + 3, "N": 32_776}, {"M": 2, "N": 2**30 + 8}),
+    ),
+    limits={"M": {"M": MAX_M, "N": 1}, "N": {"M": 1, "N": MAX_N}},
     dtypes=DTYPES,
     agreement=Composite(),
     baselines={"torch": softmax_online, "torch.compile": compiled(softmax_online)},

@@ -2,18 +2,20 @@
 
 import torch
 
-from implementations.common.check import check_same, check_tensor
+from implementations.common.check import MAX_GRID_YZ, check_at_most, check_same, check_tensor
 from implementations.common.rules import Contraction
 from implementations.common.spec import KernelSpec, Work, generator
 
 DTYPES = (torch.float16, torch.bfloat16)
+MAX_M, MAX_N = MAX_GRID_YZ * 128, MAX_GRID_YZ * 256  # a tile of C a block, along y M or N
+MAX_K = (2**31 - 1) // 96  # a thread's rows of a tile of A, up to 96 apart: times K in 32 bits
 
 
 def matmul_tensor_core(a, b):
     """The product a @ b, accumulated in float32 and rounded once.
 
-    a: (M, K), b: (K, N), float16 or bfloat16, contiguous. Returns (M, N) of the same dtype; zeros
-    where K is 0.
+    a: (M, K), b: (K, N), M ≤ 8388480, N ≤ 16776960, K ≤ 22369621, float16 or bfloat16, contiguous.
+    Returns (M, N) of the same dtype; zeros where K is 0.
     Raises TypeError for another dtype, ValueError for another shape, stride or device.
     """
     return a @ b
@@ -27,6 +29,10 @@ def check(a, b):
         raise ValueError(
             f"a's columns must equal b's rows, got shapes {tuple(a.shape)} and {tuple(b.shape)}"
         )
+    (M, K), N = a.shape, b.shape[1]
+    check_at_most("a", "rows", M, MAX_M)
+    check_at_most("a", "columns", K, MAX_K)
+    check_at_most("b", "columns", N, MAX_N)
 
 
 def make_inputs(dtype, device, seed, M, N, K):
@@ -59,6 +65,8 @@ SPEC = KernelSpec(
     check_sizes=tuple(size(*s) for s in CHECK),
     bench_sizes=tuple(size(n, n, n) for n in (512, 1024, 2048, 4096, 8192)),
     headline=size(4096, 4096, 4096),
+    huge_sizes=(size(MAX_M, 264, 264), size(136, MAX_N, 136)),  # tall: a and c; wide: b and c
+    limits={"M": size(MAX_M, 1, 1), "N": size(1, MAX_N, 1), "K": size(1, 1, MAX_K)},
     dtypes=DTYPES,
     agreement=Contraction("K"),
     machine_code=("wide loads", "wide stores", "tensor cores"),

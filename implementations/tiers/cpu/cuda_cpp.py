@@ -2,8 +2,8 @@
 
 What was compiled stays in the user's cache, under a hash of all that went into it. The kernel runs
 in this process; where STUDY_SANITIZE is "address" or "thread", in one of its own, and what
-AddressSanitizer or ThreadSanitizer finds there is raised. STUDY_THREAD_SEED, an integer, shuffles
-the order of the threads.
+AddressSanitizer or ThreadSanitizer finds there is raised. STUDY_THREAD_SEED, an integer, draws the
+order of the threads (fibers.cpp).
 """
 
 import ctypes
@@ -241,13 +241,17 @@ def _launch_sanitized(sanitizer, path, name, grid, block, args, shared_bytes):
     library = _library(path, name, sanitizer)
     define, instrument = _sanitizer_flags(sanitizer)
     program = _compiled('#include "sanitized.cpp"\n', [*define, *instrument, "-rdynamic"], "")
-    memories, places = _memories(args)
+    pointed_at = [x for arg in args for x in getattr(arg, "points_to", ())]  # by a device_table
+    memories, places = _memories([*args, *pointed_at])
+    places, targets = places[: len(args)], places[len(args) :]
     numbers = [*grid, *block, _cluster(path.read_text(), name), shared_bytes, len(memories)]
     for address, size in memories:
         numbers += size, address % 64
     numbers.append(len(args))
     for arg, place in zip(args, places, strict=True):
         numbers += *place, *_parameter(arg)
+    addresses = _addresses(args, places, pointed_at, targets)
+    numbers += len(addresses), *(number for address in addresses for number in address)
     with tempfile.NamedTemporaryFile() as file:
         file.write(struct.pack(f"{len(numbers)}Q", *numbers))
         for address, size in memories:
@@ -257,6 +261,18 @@ def _launch_sanitized(sanitizer, path, name, grid, block, args, shared_bytes):
         file.seek(8 * len(numbers))
         for address, size in memories:
             ctypes.memmove(address, file.read(size), size)
+
+
+def _addresses(args, places, pointed_at, targets) -> list[tuple[int, int, int, int]]:
+    """Where addresses of tensors lie in memory, and what these point to: places both."""
+    known = {x.data_ptr(): at for x, at in zip(pointed_at, targets, strict=True) if x.numel()}
+    return [
+        (memory, start + 8 * i, *known[word])
+        for arg, (memory, start) in zip(args, places, strict=True)
+        if hasattr(arg, "points_to")
+        for i, word in enumerate(arg.flatten().tolist())
+        if word in known
+    ]
 
 
 def _memories(args) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:

@@ -3,10 +3,15 @@ one OS thread.
 
 `install()` gives `numba.cuda`, imported with NUMBA_ENABLE_CUDASIM=1, another `jit`, whose kernels
 run as plain Python, and what they find under `cuda.`: indices, barriers, shuffles, votes, shared
-and local arrays. A thread runs until it must wait for others, then the next one does. Shared and
-local arrays start with every byte 0xFF, NaN in any float dtype, -1 in the integers. The environment
-variable STUDY_THREAD_SEED, an integer, shuffles the order of the threads; the bytes then are 0x7F,
-a large number in float32, for a maximum ignores NaN.
+and local arrays. Shared and local arrays start with every byte 0xFF, NaN in any float dtype, -1 in
+the integers.
+
+A thread runs until it must wait for others; then, of those that are ready, the first in an order of
+blocks, warps and lanes that stays the same: a warp runs as far ahead of the later ones as barriers
+let it. The order is that of the indices, or by STUDY_THREAD_SEED, an integer, the reverse (1) or a
+random one. So of two warps or two lanes between which a barrier is missing, each runs ahead of the
+other in one of the first two orders. With a seed, arrays start with bytes of 0x7F, a large number
+in float32, for a maximum ignores NaN.
 
 Stricter than a GPU: a thread that has ended never counts as arrived at a barrier, and a shuffle may
 not read a lane that takes no part in it.
@@ -15,8 +20,9 @@ not read a lane that takes no part in it.
 import os
 import random
 import sys
-from collections import defaultdict, deque
+from collections import defaultdict
 from functools import cache, partial
+from heapq import heappop, heappush
 from itertools import chain, count, groupby
 from types import FunctionType, SimpleNamespace
 
@@ -43,9 +49,10 @@ class Thread(greenlet):
 
     warpsize = WARP
 
-    def __init__(self, body, block, index, threadIdx):
+    def __init__(self, body, block, index, threadIdx, place):
         super().__init__(body, block.cluster.host)
         self.block, self.index, self.threadIdx = block, index, threadIdx
+        self.place = place  # in the order of the threads
         self.blockIdx, self.blockDim, self.gridDim = block.blockIdx, block.blockDim, block.gridDim
         self.shared = block
         self.warp, self.laneid = divmod(index, WARP)
@@ -86,11 +93,11 @@ class Block:
     def begin(self, body):
         """Make its threads ready to run `body`."""
         indices = np.ndindex(*reversed(tuple(self.blockDim)))  # x runs fastest
-        self.threads = [Thread(body, self, i, Dim3(x, y, z)) for i, (z, y, x) in enumerate(indices)]
-        ready = list(self.threads)
-        if seed := os.environ.get("STUDY_THREAD_SEED"):
-            random.Random(int(seed)).shuffle(ready)
-        self.cluster.ready.extend(ready)
+        places = self.cluster.places[len(self.cluster.blocks) - 1]
+        self.threads = [
+            Thread(body, self, i, Dim3(x, y, z), places[i]) for i, (z, y, x) in enumerate(indices)
+        ]
+        self.cluster.make_ready(self.threads)
 
     def ended(self):
         return all(thread.dead for thread in self.threads)
@@ -116,13 +123,12 @@ class Block:
         if meeting is None:
             meeting = self.meetings[key] = Meeting()
         meeting.values[who] = value
-        if len(meeting.values) < expected:
-            meeting.waiting.append(getcurrent())
-            _wait(key[0])
-        else:
+        meeting.waiting.append(getcurrent())
+        if len(meeting.values) == expected:
             del self.meetings[key]
             meeting.result = combine(meeting.values) if combine else meeting.values
-            self.cluster.ready.extend(meeting.waiting)
+            self.cluster.make_ready(meeting.waiting)
+        _wait(key[0])
         return meeting.result
 
     def twin(self, owner, peer):
@@ -143,7 +149,9 @@ class Cluster:
     def __init__(self, function, args, *block):
         self.block = block  # the first one's index, dimensions and so on
         self.host = getcurrent()
-        self.blocks, self.ready = [], deque()
+        self.blocks = []
+        self.places = _places(int(os.environ.get("STUDY_THREAD_SEED") or 0))
+        self.ready, self.at = [], {}  # a heap of places; place → thread
         self.rounds = self.arrived = 0  # of its barrier: how often all came, how many have since
         self.waiting = []
 
@@ -171,11 +179,17 @@ class Cluster:
         while len(self.blocks) < size:
             self._add()
 
+    def make_ready(self, threads):
+        """Let these threads run again, when their turn comes."""
+        for thread in threads:
+            self.at[thread.place] = thread
+            heappush(self.ready, thread.place)
+
     def run(self):
         """Run every thread to its end; the number of blocks. RuntimeError where a thread fails, or
         where all left wait."""
         while self.ready:
-            thread = self.ready.popleft()
+            thread = self.at[heappop(self.ready)]
             try:
                 thread.switch()
             except Exception as error:
@@ -187,6 +201,21 @@ class Cluster:
             if not block.ended():
                 raise RuntimeError(f"deadlock in block {block.blockIdx}: {block.where()}")
         return len(self.blocks)
+
+
+@cache
+def _places(seed):
+    """By block of a cluster and thread, its place in the order of all: whole blocks follow each
+    other, in each whole warps. 0: by their indices; 1: the reverse; else drawn by the seed."""
+    draw = random.Random(seed)
+    orders = [list(range(count)) for count in (MAX_BLOCKS, MAX_THREADS // WARP, WARP)]
+    for order in orders:
+        if seed == 1:
+            order.reverse()
+        elif seed:
+            draw.shuffle(order)
+    blocks, warps, lanes = orders
+    return [[(b * len(warps) + w) * WARP + l for w in warps for l in lanes] for b in blocks]
 
 
 def _wait(operation):
@@ -275,7 +304,7 @@ def cluster_arrive():
     cluster.arrived += 1
     if cluster.arrived == sum(block.size for block in cluster.blocks):
         cluster.rounds, cluster.arrived = cluster.rounds + 1, 0
-        cluster.ready.extend(cluster.waiting)
+        cluster.make_ready(cluster.waiting)
         cluster.waiting = []
 
 
@@ -289,7 +318,9 @@ def cluster_wait(operation):
         )
     if cluster.rounds < thread.arrivals:
         cluster.waiting.append(thread)
-        _wait(operation)
+    else:
+        cluster.make_ready([thread])
+    _wait(operation)
     thread.waits += 1
 
 

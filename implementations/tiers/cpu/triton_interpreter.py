@@ -115,11 +115,19 @@ def _remembered(init_args):
 
     @wraps(init_args)
     def init(self, args, kwargs):
+        pointed_at = [x for arg in args for x in getattr(arg, "points_to", ())]  # by a device_table
         args, kwargs = init_args(self, args, kwargs)
-        tensors[:] = _extents((*args, *kwargs.values()))
+        tensors[:] = _extents((*args, *kwargs.values(), *pointed_at))
         return args, kwargs
 
     return init
+
+
+def _inside(addresses: np.ndarray) -> np.ndarray:
+    """Whether each address lies in a tensor of the launch under way."""
+    first, beyond = np.array([(0, 0), *sorted(tensors)], np.uint64).T
+    at = np.searchsorted(first, addresses, side="right") - 1
+    return addresses < np.maximum.accumulate(beyond)[at]  # a tensor may lie within another
 
 
 def _checked(access, mask: int):
@@ -127,10 +135,7 @@ def _checked(access, mask: int):
 
     @wraps(access)
     def call(self, ptrs, *rest):
-        taken = rest[mask].data.astype(bool)
-        outside = taken.copy()
-        for first, beyond in tensors:
-            outside &= (ptrs.data < first) | (ptrs.data >= beyond)
+        outside = rest[mask].data.astype(bool) & ~_inside(ptrs.data)
         if outside.any():
             raise RuntimeError(
                 f"{int(outside.sum())} address(es) of {access.__name__} lie in no tensor"

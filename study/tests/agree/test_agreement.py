@@ -61,6 +61,14 @@ MUTATIONS = {
 }
 
 
+def truncated(want):
+    """The output rounded toward zero: one unit nearer to it where rounding went away from it."""
+    y = want.value.to(want.dtype)
+    words = y.view({2: torch.int16, 4: torch.int32}[y.element_size()]).clone()
+    words -= (y.double().abs() > want.value.abs()).to(words.dtype)
+    return words.view(want.dtype)
+
+
 def is_same(a, b):
     same = a.dtype == b.dtype and a.shape == b.shape
     return same and bool(((a == b) | a.isnan() & b.isnan()).all())
@@ -92,6 +100,31 @@ def test_mutation_disagrees(kernel, dtype, mutation):
     if mutation == "last element NaN" and not dtype.is_floating_point:
         pytest.skip("integers have no NaN")
     assert mutants > 0
+
+
+def sees_truncation(rule, dtype):
+    """Whether a rule leaves no room for it. In float32 a sum's own roundings take more."""
+    if isinstance(rule, Unary):
+        return rule.ulp < 1
+    return isinstance(rule, Exact) or dtype.itemsize == 2
+
+
+@pytest.mark.parametrize(("kernel", "dtype"), CASES)
+def test_truncated_disagrees(kernel, dtype):
+    rules, rounded, rejected = as_tuple(registry.spec(kernel).agreement), set(), set()
+    for spec, size, inputs, outputs in problems(kernel, dtype):
+        for i, want in enumerate(expected(spec, size, inputs)):
+            rule = rules[i % len(rules)]
+            if not want.dtype.is_floating_point or not sees_truncation(rule, want.dtype):
+                continue
+            mutant = truncated(want)
+            if not is_same(mutant, outputs[i]):
+                judged = judge(spec, size, inputs, (*outputs[:i], mutant, *outputs[i + 1 :]))
+                rounded.add(i)
+                rejected |= {i} if judged.error.startswith(f"output {i}: ") else set()
+    if not rounded:
+        pytest.skip("no output is rounded, or its rule leaves room for how")
+    assert rejected == rounded  # not at each size: the few elements of one may lie near
 
 
 def move(want, index):
@@ -208,6 +241,23 @@ def test_unary_counts_units_in_the_last_place(dtype, seed, units, direction):
     assert wrong == bool(((y.double() - want.value).abs() > 2 * ulp).any())
     assert wrong or units <= 2
     assert not wrong or units >= 2
+
+
+def fma(x, y):
+    """x · (1 + 2⁻⁷ + 2⁻⁹) + y: of 16 bits, rounded to float32 by the fma and again by the store."""
+    return x * (1 + 2**-7 + 2**-9) + y
+
+
+@given(dtypes, seeds, scales)
+def test_half_a_unit_is_correct_rounding(dtype, seed, scale):
+    spec, size, inputs = problem(fma, dtype, seed, scale, agreement=Unary(ulp=0.5))
+    (want,) = expected(spec, size, inputs)
+    through = torch.float32 if dtype.itemsize == 2 else torch.float64
+    right = want.value.to(through).to(dtype)
+    assert judge(spec, size, inputs, right).error == ""
+    cut = truncated(want)
+    away = (cut.double() - want.value).abs() > 1.001 * (right.double() - want.value).abs()
+    assert (judge(spec, size, inputs, cut).error != "") == bool(away.any())
 
 
 @given(dtypes, st.integers(1, 3000), seeds)

@@ -7,6 +7,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from implementations import TORCH_DEVICE
 from implementations.common import registry
@@ -74,7 +75,7 @@ def refusal(host, inputs):
 def problem(kernel):
     """(spec, size, inputs) at the first check size with at least 2 in every dimension."""
     spec = registry.spec(kernel)
-    size = next(s for s in spec.check_sizes if min(s.values()) > 1)
+    size = next(s for s in spec.check_sizes if min(n for n in s.values() if type(n) is int) > 1)
     return spec, size, spec.make_inputs(spec.dtypes[0], TORCH_DEVICE, 0, **size)
 
 
@@ -85,13 +86,20 @@ def hosts(kernel):
     return found
 
 
+def with_changed(inputs, i, change):
+    """The arguments with the i-th of them, or of the elements of lists among them, changed."""
+    leaves, tree = tree_flatten(inputs)
+    leaves[i] = change(leaves[i])
+    return tree_unflatten(leaves, tree)
+
+
 def tensor_arguments(bad):
     return pytest.mark.parametrize(
         ("kernel", "i", "bad"),
         [
             pytest.param(kernel, i, name, id=f"{kernel}-{i}-{name}")
             for kernel in registry.kernels()
-            for i, x in enumerate(problem(kernel)[2])
+            for i, x in enumerate(tree_leaves(problem(kernel)[2]))
             if isinstance(x, torch.Tensor)
             for name in bad
         ],
@@ -103,7 +111,7 @@ def test_refused_with_one_sentence(kernel, i, bad):
     _, _, inputs = problem(kernel)
     change, kind = BAD[bad]
     with FunctionalTensorMode() if bad == "functional" else nullcontext():
-        inputs = (*inputs[:i], change(inputs[i]), *inputs[i + 1 :])
+        inputs = with_changed(inputs, i, change)
     refusals = {backend: refusal(host, inputs) for backend, host in hosts(kernel).items()}
     (told,) = set(refusals.values())
     assert told is not None
@@ -130,7 +138,7 @@ def test_other_arguments_are_refused_with_one_sentence(kernel, wrong):
 @tensor_arguments(UNUSUAL)
 def test_unusual_is_refused_or_right(kernel, i, bad):
     spec, size, inputs = problem(kernel)
-    inputs = (*inputs[:i], UNUSUAL[bad](inputs[i]), *inputs[i + 1 :])
+    inputs = with_changed(inputs, i, UNUSUAL[bad])
     refusals = set()
     for host in hosts(kernel).values():
         told = refusal(host, inputs)
@@ -150,10 +158,11 @@ def test_what_a_transform_wraps_is_refused_with_one_sentence(kernel, i, bad, tra
     for host in hosts(kernel).values():
 
         def call(x, host=host):
-            told.add(refusal(host, (*inputs[:i], x, *inputs[i + 1 :])))
+            told.add(refusal(host, with_changed(inputs, i, lambda _: x)))
             return x.sum()
 
-        transform(call)(inputs[i][None] if transform is torch.vmap else inputs[i])
+        x = tree_leaves(inputs)[i]
+        transform(call)(x[None] if transform is torch.vmap else x)
     ((kind, text),) = told
     assert kind is TypeError and "memory of its own, got one that a transform" in text
 
@@ -162,9 +171,8 @@ def test_what_a_transform_wraps_is_refused_with_one_sentence(kernel, i, bad, tra
 @pytest.mark.parametrize("kernel", registry.kernels())
 def test_without_gradients_parameters_are_taken(kernel, without):
     spec, size, inputs = problem(kernel)
-    parameters = tuple(
-        torch.nn.Parameter(x) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-        for x in inputs
+    parameters = tree_map_only(
+        torch.Tensor, lambda x: torch.nn.Parameter(x) if x.is_floating_point() else x, inputs
     )
     for host in hosts(kernel).values():
         with without():

@@ -7,6 +7,7 @@ from textwrap import dedent
 
 import pytest
 import torch
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from implementations import DEVICE, TORCH_DEVICE
 from implementations.common import registry
@@ -34,7 +35,7 @@ def problem(kernel, device=TORCH_DEVICE):
 
 
 def has_tensors(inputs):
-    return any(isinstance(x, torch.Tensor) for x in inputs)
+    return any(isinstance(x, torch.Tensor) for x in tree_leaves(inputs))
 
 
 @on_two
@@ -57,10 +58,11 @@ def test_on_either_gpu(kernel, backend):
 @kernels
 def test_inputs_on_two_gpus_are_refused_by_name(kernel):
     _, _, inputs = problem(kernel, "cuda:0")
-    places = [i for i, x in enumerate(inputs) if isinstance(x, torch.Tensor)]
+    leaves, tree = tree_flatten(inputs)
+    places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor)]
     told = set()
     for i in places[1:]:
-        moved = (*inputs[:i], inputs[i].to("cuda:1"), *inputs[i + 1 :])
+        moved = tree_unflatten([*leaves[:i], leaves[i].to("cuda:1"), *leaves[i + 1 :]], tree)
         for backend in registry.BACKENDS:
             with pytest.raises(ValueError, match="must have the same device") as error:
                 loaded(kernel, backend)(*moved)

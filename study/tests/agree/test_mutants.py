@@ -5,14 +5,17 @@ what it wrote to data/ is held against the sources.
 """
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import implementations
 from implementations.common import registry
+from implementations.tiers.cpu import cuda_cpp
 from study.agree import faults, mutants, verify
 from study.agree.faults import OPERATORS, Mutant, planted
 from study.agree.mutants import ON_CPU, Outcome, Trials
@@ -91,6 +94,16 @@ def places(operator, frame, *lines, tmp_path):
         ("mask dropped", "cuda", ["if (i < M && j + 1 < N) x[i] = 0;"],
             ["if (true && j + 1 < N) x[i] = 0;", "if (i < M && true) x[i] = 0;"]),
         ("mask dropped", "cuda", ["static_assert(a < b);", "if (i == N) return;"], []),
+        ("condition dropped", "triton", ["mask = mask_m[:, None] & (j < N)[None, :]"],
+            ["mask = (j < N)[None, :]"]),
+        ("condition dropped", "numba", ["if a > b or isnan(a):", "    x[i & 31] = 0"],
+            ["if (a > b):", "if isnan(a):"]),
+        ("condition dropped", "numba", ["if in_row and tx == 0 and VEC > 1:", "    x[i] = 0"],
+            ["if (tx == 0) and VEC > 1:", "if in_row and VEC > 1:"]),
+        ("condition dropped", "cuda", ["if (tid == 0 && row < M) x[i & 31] = a || b ? 1 : 0;"],
+            ["if ((row < M)) x[i & 31] = a || b ? 1 : 0;",
+             "if (tid == 0 && row < M) x[i & 31] = a ? 1 : 0;",
+             "if (tid == 0 && row < M) x[i & 31] = b ? 1 : 0;"]),
         ("iteration missing", "triton", ["for k in tl.range(0, K, BLOCK, stages=2):", "    pass"],
             ["for k in tl.range(0, K - BLOCK, BLOCK, stages=2):"]),
         ("iteration missing", "numba", ["for k in range(n + 1):", "    pass"],
@@ -132,6 +145,21 @@ def places(operator, frame, *lines, tmp_path):
             ["float l = 1.f, c[2] = {}, m = -CUDART_INF_F;",
              "float l = 0.f, c[2] = {1}, m = -CUDART_INF_F;",
              "float l = 0.f, c[2] = {}, m = CUDART_INF_F;"]),
+        ("neutral element changed", "triton", ["x = tl.load(p, mask=m, other=0.0)",
+                                             "n = tl.load(p, mask=m, other=0)",
+                                             'm = tl.where(m, x, -float("inf"))',
+                                             "a = tl.full([8], 0.0, tl.float32)"],
+            ["x = tl.load(p, mask=m, other=1.0)", "n = tl.load(p, mask=m, other=1)",
+             "m = tl.where(m, x, 0.0)"]),
+        ("neutral element changed", "numba", ["m, l = -INF, float32(0)", "s = float32(0)",
+                                            "x = s if s > float32(0) else float32(0)",
+                                            "n = 0 if m == -INF else 1"],
+            ["m, l = float32(0), float32(0)", "m, l = -INF, float32(1)",
+             "x = s if s > float32(0) else float32(1)"]),
+        ("neutral element changed", "cuda", ["float l = 0.f, x = i < N ? y : T(0.f);",
+                                           "l = reduce(l, -CUDART_INF_F, 0.f);"],
+            ["float l = 0.f, x = i < N ? y : T(1.f);", "l = reduce(l, 0.f, 0.f);",
+             "l = reduce(l, -CUDART_INF_F, 1.f);"]),
         ("operands swapped", "triton", ["a = tl.dot(x, y, a)", "b = 1.0 / l", "c = N - 1"],
             ["a = tl.dot(y, x, a)", "b = l / 1.0"]),
         ("operands swapped", "numba", ["mma, n = mma_m16n8k16(T), 1", "c = mma(a, b, c)"],
@@ -154,6 +182,21 @@ def places(operator, frame, *lines, tmp_path):
                                      "l = float(h) + (float)h;"],
             ["v[0] = float(__half(fmaxf(v[0], l)));", "l = float(__half(float(h))) + (float)h;",
              "l = float(h) + float(__half((float)h));"]),
+        ("rounded to zero", "triton", ["y = x.to(tl.float32)", "y = y.to(out_ptr.dtype.element_ty)",
+                                     "p = word.to(like_ptr.dtype)"],
+            ['y = y.to(out_ptr.dtype.element_ty, fp_downcast_rounding="rtz")']),
+        ("rounded to zero", "numba", ["y = libdevice.float2half_rn(x)"],
+            ["y = libdevice.float2half_rz(x)"]),
+        ("rounded to zero", "cuda", ["out[i] = T(0.f);", "h = __float2half_rn(x);"],
+            ["h = __float2half_rz(x);"]),
+        ("index narrowed", "triton", ["i = (pid // n).to(tl.int64)[:, None] * N",
+                                    "i += BLOCK * tl.cast(N, tl.int64)", "x = x.to(tl.int32)"],
+            ["i = (pid // n)[:, None] * N", "i += BLOCK * N"]),
+        ("index narrowed", "numba", ["i = (int64(pid) * N + j) * VEC", "m = int64(ty)",
+                                   "x[uint64(i * N)] = 0"],
+            ["i = int32((int64(pid) * N + j) * VEC)", "x[int32(uint64(i * N))] = 0"]),
+        ("index narrowed", "cuda", ["const long long i = (long long)(m + r) * N, j = (int)m * N;"],
+            ["const long long i = (m + r) * N, j = (int)m * N;"]),
     ],
 )  # fmt: skip
 def test_operator_finds_all_places_and_no_others(operator, frame, lines, after, tmp_path):
@@ -356,6 +399,39 @@ def rewritten(backend, old, new, operator="mask dropped", suffix=".py"):
     assert old in text
     content = text.replace(old, new)
     return Mutant("double_it", backend, operator, path.name, 1, old, new, 1, content)
+
+
+@pytest.mark.parametrize("dtype", ["float", "__half", "__nv_bfloat16"])
+def test_what_is_cut_off_is_nearer_to_zero(dtype, tmp_path):
+    (line,) = places("rounded to zero", "cuda", "out[i] = T(x[i]);", tmp_path=tmp_path)
+    text = f"""#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+template <typename T> __global__ void cut(const float* x, T* out) {{
+    const int i = threadIdx.x;
+    {line}
+}}
+"""
+    if not cuda_cpp.compiler():
+        pytest.skip(cuda_cpp.NO_COMPILER)
+    (tmp_path / "cut.cu").write_text(text)
+    name = {"__half": "float16", "__nv_bfloat16": "bfloat16"}.get(dtype, "float32")
+    x, out = torch.randn(64), torch.empty(64, dtype=getattr(torch, name))
+    cuda_cpp.launch(tmp_path / "cut.cu", f"cut<{dtype}>", (1,), (64,), (x, out))
+    near = x.to(out.dtype)
+    assert (out.float().abs() <= x.abs()).all()
+    assert ((out == near) | (near.float().abs() > x.abs())).all()
+    assert torch.equal(out, near) == (name == "float32")
+
+
+@pytest.mark.parametrize("sizes", [(), ({"N": 2**31 + 1},)], ids=["no huge size", "a huge size"])
+def test_what_only_a_huge_size_shows_is_not_tried(tried, worker, double_it, monkeypatch, sizes):
+    spec = registry.spec("double_it")
+    monkeypatch.setattr(registry, "spec", lambda kernel: replace(spec, huge_sizes=sizes))
+    monkeypatch.setattr(Trials, "tried", lambda *_: pytest.fail("it was tried"))
+    (mutant,) = (m for m in faults.mutants("double_it", "cupy") if m.operator in faults.BEYOND)
+    row = tried(mutant)
+    assert (row["status"], row["by"]) == ("too large" if sizes else "survived", "")
+    assert ("huge_sizes" in row["reason"]) == bool(sizes)
 
 
 @pytest.mark.parametrize("backend", registry.BACKENDS)

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from implementations import TORCH_DEVICE
 from implementations.common import registry
-from study.agree.agreement import as_tuple
 from study.bench import fingerprint, store
 from study.bench.cells import select, size_text
 from study.bench.entries import UNAVAILABLE, reference
@@ -66,9 +66,8 @@ def test_the_smallest_size_has_something_to_do(kernel):
     spec = registry.spec(kernel)
     size = dispatch.smallest(spec)
     inputs = spec.make_inputs(spec.dtypes[0], "cpu", 0, **size)
-    tensors = [
-        x for x in (*inputs, *as_tuple(spec.reference(*inputs))) if isinstance(x, torch.Tensor)
-    ]
+    every = tree_leaves((inputs, spec.reference(*inputs)))
+    tensors = [x for x in every if isinstance(x, torch.Tensor)]
     assert tensors and all(x.numel() for x in tensors)
 
 

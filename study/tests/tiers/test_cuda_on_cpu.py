@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from implementations.tiers.cpu import cuda_cpp
+from study.agree import verify
 
 pytestmark = pytest.mark.skipif(not cuda_cpp.compiler(), reason=cuda_cpp.NO_COMPILER)
 
@@ -374,7 +375,73 @@ def test_a_seed_changes_the_order_and_no_result(run, monkeypatch):
     totals, orders = zip(*found, strict=True)
     assert len(set(totals)) == 1
     assert orders[0] == list(range(96)) and all(sorted(order) == orders[0] for order in orders)
-    assert orders[1] == orders[3] and orders[1] != orders[2] and orders[1] != orders[0]
+    assert orders[1] == orders[3] == orders[0][::-1]
+    assert orders[2] not in (orders[0], orders[1])
+
+
+# Sums, then those of the squares, pass through the same shared array. Without the second barrier
+# a warp, or a lane, that is ahead stores the second sum before another has read the first.
+TWO_USES = """
+__device__ float sum(float v) {
+    for (int mask = 16; mask > 0; mask /= 2) v += __shfl_xor_sync(~0u, v, mask);
+    return v;
+}
+
+// WRITER, READER: the warp that stores, that reads; -1: each.
+template <int WRITER, int READER, bool BARRIER>
+__global__ void warps(const float* x, float* out) {
+    __shared__ float parts[8];
+    const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
+    float v = x[tid];
+    for (int use = 0; use < 2; ++use, v *= v) {
+        const float part = sum(v);
+        if (lane == 0 && (WRITER < 0 || warp == WRITER)) parts[warp] = part;
+        __syncthreads();
+        if (READER < 0 || warp == READER)
+            out[use * 256 + tid] = sum(parts[WRITER < 0 ? lane % 8 : WRITER]);
+        if (BARRIER) __syncthreads();
+    }
+}
+
+// WRITER, READER: the lane of each warp.
+template <int WRITER, int READER, bool BARRIER>
+__global__ void lanes(const float* x, float* out) {
+    __shared__ float parts[8];
+    const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
+    float v = x[tid];
+    for (int use = 0; use < 2; ++use, v *= v) {
+        if (lane == WRITER) parts[warp] = v;
+        __syncwarp();
+        if (READER < 0 || lane == READER) out[use * 256 + tid] = parts[warp];
+        if (BARRIER) __syncwarp();
+    }
+}
+"""
+TRIED = [str(run) if run else None for run in range(verify.RUNS)]  # by `verify`, as seeds
+
+
+@pytest.mark.parametrize(
+    "instance",
+    [
+        *("warps<-1, -1", "warps<0, -1", "warps<7, -1", "warps<-1, 0", "warps<-1, 7"),
+        *("lanes<0, -1", "lanes<31, -1", "lanes<5, 20", "lanes<20, 5"),
+    ],
+)
+def test_a_missing_barrier_shows_in_the_orders_that_verify_tries(run, monkeypatch, instance):
+    x = torch.arange(256) % 7 + 2.0
+
+    def outputs(barrier, seed):
+        out = torch.zeros(2, 256)
+        with monkeypatch.context() as patch:
+            if seed:
+                patch.setenv("STUDY_THREAD_SEED", seed)
+            run(TWO_USES, f"{instance}, {barrier}>", 256, x, out)
+        return out
+
+    right = outputs("true", None)
+    assert right.any()
+    assert all(torch.equal(outputs("true", str(seed)), right) for seed in range(1, 9))
+    assert not all(torch.equal(outputs("false", seed), right) for seed in TRIED)
 
 
 # --- PTX -----------------------------------------------------------------------------------------
@@ -544,7 +611,7 @@ WRONG_CLUSTERS = {
         3,
         "a thread must wait at its cluster's barrier before it arrives again, or all may deadlock",
     ),
-    "no barrier at the end": (4, "block 1 of the cluster takes no part any more: it has ended"),
+    "no barrier at the end": (4, "block 0 of the cluster takes no part any more: it has ended"),
     "store to a block that has ended": (
         5,
         "block 0 of the cluster takes no part any more: it has ended",
@@ -602,8 +669,8 @@ WRONGS = {
     "threads 0, 2, 4, 6 wait in __syncthreads_count at kernel.cu:8",
     "lane outside its mask": THREAD.format(4)
     + "lane 4 must be in the mask of __shfl_sync, 0x0000000f",
-    "source outside the mask": THREAD.format(15)
-    + "__shfl_down_sync: lane 15 reads lane 23, which takes no part",
+    "source outside the mask": THREAD.format(8)
+    + "__shfl_down_sync: lane 8 reads lane 16, which takes no part",
     "index": THREAD.format(31) + "index 32 is out of bounds for 'float[32]'",
     "alignment": THREAD.format(0)
     + "an address of 'float2' must be a multiple of 8 bytes, got 4 beyond one",

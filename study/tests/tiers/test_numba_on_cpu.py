@@ -14,6 +14,7 @@ from numba import cuda, float32, int32
 from numba.cuda import libdevice
 
 from implementations.instructions import access, async_copy, cluster, mma
+from study.agree import verify
 
 
 def run(kernel, *args, grid=(1,), block=(32,), shared_bytes=0):
@@ -111,9 +112,85 @@ def test_order_of_threads_is_drawn_by_the_seed(monkeypatch):
 
     assert order() == list(range(64))
     monkeypatch.setenv("STUDY_THREAD_SEED", "1")
-    first = order()
-    assert sorted(first) == list(range(64)) and first != list(range(64))
-    assert order() == first
+    assert order() == list(range(63, -1, -1))
+    monkeypatch.setenv("STUDY_THREAD_SEED", "2")
+    drawn = order()
+    assert sorted(drawn) == list(range(64)) and drawn not in (drawn[::-1], sorted(drawn))
+    assert order() == drawn
+
+
+def two_uses(writer, reader, barrier):
+    """Sums, and then those of the squares, pass through the same shared array. Without the second
+    barrier a warp that is ahead stores the second sum before another has read the first.
+
+    writer, reader: the warp that stores, that reads; None: each.
+    """
+
+    def kernel(out):
+        parts = cuda.shared.array(4, float32)
+        tid, lane = cuda.threadIdx.x, cuda.laneid
+        warp = tid // 32
+        v = tid % 7 + 2
+        for use in range(2):
+            part = warp_sum(v)
+            if lane == 0 and writer in (None, warp):
+                parts[warp] = part
+            cuda.syncthreads()
+            if reader in (None, warp):
+                out[use * 128 + tid] = warp_sum(parts[lane % 4 if writer is None else writer])
+            if barrier:
+                cuda.syncthreads()
+            v *= v
+
+    return kernel
+
+
+def warp_sum(v):
+    for mask in (16, 8, 4, 2, 1):
+        v += cuda.shfl_xor_sync(0xFFFFFFFF, v, mask)
+    return v
+
+
+def two_uses_in_a_warp(writer, reader, barrier):
+    """The same within each warp. writer, reader: lanes."""
+
+    def kernel(out):
+        parts = cuda.shared.array(4, float32)
+        tid, lane = cuda.threadIdx.x, cuda.laneid
+        for use in range(2):
+            if lane == writer:
+                parts[tid // 32] = tid + use
+            cuda.syncwarp()
+            if reader in (None, lane):
+                out[use * 128 + tid] = parts[tid // 32]
+            if barrier:
+                cuda.syncwarp()
+
+    return kernel
+
+
+TRIED = [str(run) if run else None for run in range(verify.RUNS)]  # by `verify`, as seeds
+
+
+@pytest.mark.parametrize(
+    ("make", "writer", "reader"),
+    [
+        *((two_uses, w, r) for w, r in ((None, None), (0, None), (3, None), (None, 0), (None, 3))),
+        *((two_uses_in_a_warp, w, r) for w, r in ((0, None), (31, None), (5, 20), (20, 5))),
+    ],
+)
+def test_a_missing_barrier_shows_in_the_orders_that_verify_tries(monkeypatch, make, writer, reader):
+    def outputs(barrier, seed):
+        with monkeypatch.context() as patch:
+            if seed:
+                patch.setenv("STUDY_THREAD_SEED", seed)
+            out = run(make(writer, reader, barrier), np.zeros(256), block=(128,))
+        return out.tolist()
+
+    right = outputs(True, None)
+    assert any(right)
+    assert all(outputs(True, str(seed)) == right for seed in range(1, 9))
+    assert not all(outputs(False, seed) == right for seed in TRIED)
 
 
 def test_memory_starts_poisoned_and_sites_are_apart():

@@ -1,16 +1,24 @@
 // The threads of a CUDA block as fibres of one OS thread, one block after another, the blocks of a
-// cluster together. A thread runs until it must wait for others, then the next that is ready does.
+// cluster together.
+//
+// A thread runs until it must wait for others; then, of those that are ready, the first in an order
+// of blocks, warps and lanes that stays the same: a warp runs as far ahead of the later ones as
+// barriers let it. The order is that of the indices, or by STUDY_THREAD_SEED the reverse (1) or a
+// random one. So of two warps or two lanes between which a barrier is missing, each runs ahead of
+// the other in one of the first two orders.
 #include "fibers.hpp"
 
 #include <link.h>
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdarg>
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <numeric>
 #include <optional>
 #include <random>
 #include <vector>
@@ -27,12 +35,14 @@ Thread* self;
 namespace {
 
 constexpr size_t STACK = 256 << 10, PAGE = 4096;
-constexpr size_t MAX_VALUE = 64;  // bytes that a lane hands to others
+constexpr size_t MAX_VALUE = 64;                  // bytes that a lane hands to others
+constexpr size_t MAX_WARPS = 32, MAX_BLOCKS = 8;  // of a block, of a cluster
 
 struct Fiber : Thread, Context {
     struct Block* block = nullptr;
     uint3 index{};
-    Call call{};  // where it waits
+    unsigned place = 0;  // in the order of the block's threads
+    Call call{};         // where it waits
     bool ended = false;
     unsigned arrivals = 0, waits = 0;  // at the barrier of its cluster
 };
@@ -48,16 +58,69 @@ struct Meeting {
     alignas(16) unsigned char values[2][WARP * MAX_VALUE];
 };
 
+// The order by STUDY_THREAD_SEED: which block of a cluster comes first, which second, ...; and of a
+// block the ranks of its threads by their places, whole warps, and the places by the ranks.
+struct Order {
+    std::array<unsigned, MAX_BLOCKS> blocks;
+    std::array<unsigned, MAX_WARPS * WARP> ranks, places;
+
+    Order() {
+        const char* given = getenv("STUDY_THREAD_SEED");
+        const int seed = given ? atoi(given) : 0;
+        std::mt19937 draw(seed);
+        auto arrange = [&](auto& order) {
+            std::iota(order.begin(), order.end(), 0u);
+            if (seed == 1)
+                std::reverse(order.begin(), order.end());
+            else if (seed)
+                std::shuffle(order.begin(), order.end(), draw);
+        };
+        std::array<unsigned, MAX_WARPS> warps;
+        std::array<unsigned, WARP> lanes;
+        arrange(blocks), arrange(warps), arrange(lanes);
+        for (unsigned place = 0; place < ranks.size(); ++place) {
+            ranks[place] = warps[place / WARP] * WARP + lanes[place % WARP];
+            places[ranks[place]] = place;
+        }
+    }
+};
+
+// The threads of a block that are ready, by their places: a bit each.
+class Ready {
+  public:
+    void insert(unsigned place) {
+        warps[place / WARP] |= 1u << place % WARP;
+        first = std::min(first, place / WARP);
+    }
+    // The first place, which is taken out; -1 where there is none.
+    int take() {
+        while (first < MAX_WARPS && warps[first] == 0) ++first;
+        if (first == MAX_WARPS) return -1;
+        const int lane = std::countr_zero(warps[first]);
+        warps[first] &= warps[first] - 1;
+        return first * WARP + lane;
+    }
+
+  private:
+    std::array<uint32_t, MAX_WARPS> warps{};
+    unsigned first = MAX_WARPS;  // all warps before it have none
+};
+
 struct Block {
     uint3 index;
     struct Cluster& cluster;
     std::vector<Fiber> fibers;
     void* dynamic = nullptr;      // shared memory
     std::vector<char> statics{};  // the static part of it, while another block of the cluster runs
-    std::deque<Fiber*> ready{};
+    Ready ready{};
+    std::vector<Fiber*> yielded{};  // they go on when no other can
     std::deque<Meeting> barriers{};
     std::vector<std::deque<Meeting>> warps{};
 
+    void make_ready(std::vector<Fiber*>& waiting) {
+        for (Fiber* fiber : waiting) ready.insert(fiber->place);
+        waiting.clear();
+    }
     bool ended() const {
         return std::all_of(fibers.begin(), fibers.end(), [](auto& fiber) { return fiber.ended; });
     }
@@ -68,6 +131,7 @@ Block* block;  // the one that runs
 struct Cluster {
     void** args;
     struct Shared& shared;
+    const Order& order;
     std::deque<Block> blocks{};
     Fiber host{};
     std::string error{};
@@ -180,15 +244,19 @@ struct Shared {
     }
 };
 
-// The next thread that is ready, rather of this block than of another; the host where none is.
+// The first thread that is ready; the host where none is.
 Fiber* next() {
-    Block* from = block;
-    for (Block& other : block->cluster.blocks)
-        if (from->ready.empty()) from = &other;
-    if (from->ready.empty()) return &block->cluster.host;
-    Fiber* fiber = from->ready.front();
-    from->ready.pop_front();
-    return fiber;
+    Cluster& cluster = block->cluster;
+    for (bool again : {false, true}) {
+        for (unsigned rank : cluster.order.blocks) {
+            if (rank >= cluster.blocks.size()) continue;
+            Block& from = cluster.blocks[rank];
+            if (again) from.make_ready(from.yielded);
+            const int place = from.ready.take();
+            if (place >= 0) return &from.fibers[cluster.order.ranks[place]];
+        }
+    }
+    return &cluster.host;
 }
 
 // Go on with the next thread.
@@ -230,16 +298,14 @@ void join(Meeting& meeting, Call call, bool orders, Complete complete) {
             memset(copy.dst, 0xFF, sizeof copy.bytes);
         release(token);
     }
-    if (meeting.waiting.size() + 1 < meeting.expected) {
-        meeting.waiting.push_back(&running());
-        running().call = call;
-        leave();
-    } else {
+    meeting.waiting.push_back(&running());
+    running().call = call;
+    if (meeting.waiting.size() == meeting.expected) {
         complete();
         ++meeting.round;
-        block->ready.insert(block->ready.end(), meeting.waiting.begin(), meeting.waiting.end());
-        meeting.waiting.clear();
+        block->make_ready(meeting.waiting);
     }
+    leave();
     if (orders) acquire(token);
 }
 
@@ -283,7 +349,7 @@ void cluster_arrive(Call call, bool orders) {
     if (++cluster.arrived < cluster.blocks.size() * block->fibers.size()) return;
     ++cluster.rounds;
     cluster.arrived = 0;
-    for (Fiber* other : cluster.waiting) other->block->ready.push_back(other);
+    for (Fiber* other : cluster.waiting) other->block->ready.insert(other->place);
     cluster.waiting.clear();
 }
 
@@ -294,11 +360,12 @@ void cluster_wait(Call call) {
     if (fiber.arrivals == fiber.waits)
         fail(call,
              "a thread must arrive at its cluster's barrier before it waits, or all may deadlock");
-    if (cluster.rounds < fiber.arrivals) {
+    fiber.call = call;
+    if (cluster.rounds < fiber.arrivals)
         cluster.waiting.push_back(&fiber);
-        fiber.call = call;
-        leave();
-    }
+    else
+        block->ready.insert(fiber.place);
+    leave();
     acquire(&cluster.token[fiber.waits % 2]);
     ++fiber.waits;
 }
@@ -336,13 +403,13 @@ void fence() {
 
 void yield() {
     Unseen unseen;
-    block->ready.push_back(&running());
+    block->yielded.push_back(&running());
     leave();
 }
 
 void fail(Call call, const std::string& reason) {
     block->cluster.error = name(threadIdx) + ", " + place(call) + ": " + reason;
-    for (Block& each : block->cluster.blocks) each.ready.clear();
+    for (Block& each : block->cluster.blocks) each.ready = {}, each.yielded.clear();
     leave();
     abort();  // nobody comes back to it
 }
@@ -426,10 +493,9 @@ void create_threads(const Stacks& stacks, size_t first_stack, Block& block) {
         fiber.lanes = ~0u >> (WARP - std::min(WARP, size - fiber.warp * WARP));
         fiber.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
         if constexpr (TSAN) __tsan_set_fiber_name(fiber.fiber, name(fiber.index).c_str());
-        block.ready.push_back(&fiber);
+        fiber.place = block.cluster.order.places[i];
+        block.ready.insert(fiber.place);
     }
-    if (const char* seed = getenv("STUDY_THREAD_SEED"))
-        std::shuffle(block.ready.begin(), block.ready.end(), std::mt19937(atoi(seed)));
 }
 
 // To TSan, a fibre in the place of one destroyed is ordered after it, which would hide races
@@ -443,8 +509,9 @@ void retire_threads(const Cluster& cluster) {
 }
 
 // Run the blocks from `blockIdx` on along x, as many as make a cluster. What went wrong, or "".
-std::string run_cluster(unsigned size, const Stacks& stacks, Shared& shared, void** args) {
-    Cluster cluster{args, shared};
+std::string run_cluster(unsigned size, const Order& order, const Stacks& stacks, Shared& shared,
+                        void** args) {
+    Cluster cluster{args, shared, order};
     const unsigned threads = blockDim.x * blockDim.y * blockDim.z, first = blockIdx.x;
     if constexpr (TSAN) cluster.host.fiber = __tsan_get_current_fiber();
     for (unsigned rank = 0; rank < size; ++rank) {
@@ -490,9 +557,9 @@ std::string refusal(dim3 grid, dim3 block, unsigned cluster, const Shared& share
             "a grid must have 1 to 2147483647 blocks along x, 65535 along y and z, got "
             "(%u, %u, %u)",
             grid.x, grid.y, grid.z);
-    if (cluster < 1 || cluster > 8 || grid.x % cluster)
-        return format("a grid must have clusters of 1 to 8 blocks along x, got %u blocks in %us",
-                      grid.x, cluster);
+    if (cluster < 1 || cluster > MAX_BLOCKS || grid.x % cluster)
+        return format("a grid must have clusters of 1 to %zu blocks along x, got %u blocks in %us",
+                      MAX_BLOCKS, grid.x, cluster);
     constexpr size_t OURS = 64;  // at most: what find_statics looks for
     if (shared.static_bytes > OURS + 49152)
         return format("a block must have at most 49152 bytes of static shared memory, got %zu",
@@ -512,6 +579,7 @@ std::string launch(dim3 grid, dim3 block, unsigned cluster, size_t dynamic_bytes
     Shared shared(dynamic_bytes);
     std::string error = refusal(grid, block, cluster, shared, given);
     gridDim = grid, blockDim = block;
+    const Order order;
     std::optional<Stacks> stacks;
     for (unsigned z = 0; z < grid.z; ++z)
         for (unsigned y = 0; y < grid.y; ++y)
@@ -519,7 +587,7 @@ std::string launch(dim3 grid, dim3 block, unsigned cluster, size_t dynamic_bytes
                 blockIdx = {x, y, z};
                 if (TSAN || !stacks)  // see `exchange`
                     stacks.emplace(size_t(cluster) * block.x * block.y * block.z);
-                error = run_cluster(cluster, *stacks, shared, args);
+                error = run_cluster(cluster, order, *stacks, shared, args);
             }
     return error;
 }

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "switch.hpp"
@@ -68,12 +69,21 @@ int main(int, char** argv) {
         given += {kind, size};
         args[i] = kind == 'p' ? static_cast<void*>(&pointers[i]) : pointers[i];
     }
+    std::vector<std::pair<char**, char*>> addresses(number());  // in memory, and what they are here
+    for (auto& [place, address] : addresses) {
+        char* const table = memories[number()].address;
+        place = reinterpret_cast<char**>(table + number());
+        const Memory& memory = memories[number()];
+        address = memory.address + number();
+    }
     const long contents = ftell(file);
     for (const Memory& memory : memories)
         check(fread(memory.address, 1, memory.bytes, file) == memory.bytes, "too short");
 
+    for (auto& [place, address] : addresses) std::swap(*place, address);
     const char* error = launch(grid, block, cluster, dynamic_bytes, given.c_str(), args.data());
     check(!error, error);
+    for (auto& [place, address] : addresses) std::swap(*place, address);
 
     fseek(file, contents, SEEK_SET);
     for (const Memory& memory : memories) fwrite(memory.address, 1, memory.bytes, file);
