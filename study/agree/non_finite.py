@@ -33,9 +33,11 @@ def _plant(x: torch.Tensor, start: int) -> torch.Tensor:
         return x
     planted = x.contiguous().clone()
     rows = planted.view(-1, x.shape[-1])
-    for i in range(min(len(PATTERNS), len(rows))):
-        row = rows[i * (len(rows) - 1) // (len(PATTERNS) - 1)]
-        first, middle, last = PATTERNS[(start + i) % len(PATTERNS)]
+    count = min(len(PATTERNS), len(rows))
+    for i in range(count):
+        row = rows[i * (len(rows) - 1) // max(count - 1, 1)]
+        last_of_several = i == count - 1 > 0  # gets the last pattern: some kernels treat it apart
+        first, middle, last = PATTERNS[-1 if last_of_several else (start + i) % len(PATTERNS)]
         if first == middle == last:
             row.fill_(first)
         for at, value in ((0, first), (len(row) // 2, middle), (-1, last)):
