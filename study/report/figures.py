@@ -145,7 +145,8 @@ def _points(ms: float) -> dict[str, Line2D]:
 
 
 def speed_against_complexity(data: Data) -> Figure:
-    """Each implementation: its tokens, and its speed as a fraction of the measured limit.
+    """Each implementation: its tokens, and its speed as a fraction of the measured limit; hollow,
+    its tokens with the shared helpers, where it has any.
 
     Kernels that stay below the limit in one backend are named.
     """
@@ -153,8 +154,11 @@ def speed_against_complexity(data: Data) -> Figure:
     for kernel in registry.kernels():
         for backend in registry.BACKENDS:
             speed, tokens = data.of_limit(kernel, backend), data.tokens(kernel, backend)
-            rows.append((kernel, backend, tokens.value, speed.value, speed.low, speed.high))
-    table = pd.DataFrame(rows, columns=["kernel", "backend", "tokens", "speed", "low", "high"])
+            helped = data.tokens(kernel, backend, helpers="with")
+            estimates = tokens.value, helped.value, speed.value, speed.low, speed.high
+            rows.append((kernel, backend, *estimates))
+    columns = ["kernel", "backend", "tokens", "helped", "speed", "low", "high"]
+    table = pd.DataFrame(rows, columns=columns)
     table = table.dropna()
     with matplotlib.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(7.0, 3.7), layout="constrained")
@@ -173,6 +177,9 @@ def speed_against_complexity(data: Data) -> Figure:
             ax.errorbar(
                 group.tokens, 100 * group.speed, error, ls="", elinewidth=1, capsize=2, **style
             )
+            group = group[group.helped > group.tokens]
+            style |= {"mfc": "none", "mec": look.color, "ms": 5, "alpha": 0.6, "zorder": 2}
+            ax.plot(group.helped, 100 * group.speed, ls="", **style)
         ax.axhline(100, color=INK, lw=1)
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -182,6 +189,8 @@ def speed_against_complexity(data: Data) -> Figure:
         ax.set_xlabel("tokens (device, host and tuning code)")
         ax.set_title("% of the measured limit")
         entries = _points(ms=8)
+        hollow = {"color": MUTED, "marker": "o", "mfc": "none", "ms": 5, "ls": ""}
+        entries["with helpers"] = Line2D([], [], **hollow)
         _legend(figure, entries | {"the limit": Line2D([], [], color=INK, lw=1)})
         sns.despine(figure)
     return figure
