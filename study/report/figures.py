@@ -166,8 +166,9 @@ def speed_against_complexity(data: Data) -> Figure:
             _empty(ax)
         for kernel, group in table.groupby("kernel", sort=False):
             ax.plot(group.tokens, 100 * group.speed, color=MUTED, lw=0.8, alpha=0.6, zorder=1)
-            if group.speed.min() < NAMED_BELOW:
-                last = group.loc[group.tokens.idxmax()]
+            below = group[group.speed < NAMED_BELOW]
+            if len(below):
+                last = below.loc[below.tokens.idxmax()]
                 offset = {"xytext": (9, 0), "textcoords": "offset points", "va": "center"}
                 ax.annotate(kernel, (last.tokens, 100 * last.speed), **offset, color=MUTED)
         for backend, group in table.groupby("backend", sort=False):
@@ -177,9 +178,9 @@ def speed_against_complexity(data: Data) -> Figure:
             ax.errorbar(
                 group.tokens, 100 * group.speed, error, ls="", elinewidth=1, capsize=2, **style
             )
-            group = group[group.helped > group.tokens]
+            helped = group[group.helped > group.tokens]
             style |= {"mfc": "none", "mec": look.color, "ms": 5, "alpha": 0.6, "zorder": 2}
-            ax.plot(group.helped, 100 * group.speed, ls="", **style)
+            ax.plot(helped.helped, 100 * helped.speed, ls="", **style)
         ax.axhline(100, color=INK, lw=1)
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -199,7 +200,7 @@ def speed_against_complexity(data: Data) -> Figure:
 def _axis(sizes: list[str]) -> tuple[str, dict[str, int]]:
     """The label of the dimensions that vary together, and each size's value on that axis."""
     parsed = {size: parse_size(size) for size in sizes}
-    names = list(next(iter(parsed.values())))
+    names = [n for n, value in next(iter(parsed.values())).items() if not isinstance(value, bool)]
     distinct = {name: {p[name] for p in parsed.values()} for name in names}
     # the last, unless another has more values, and not only one more
     along = max(reversed(names), key=lambda name: len(distinct[name]) + (name == names[-1]))
