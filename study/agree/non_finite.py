@@ -12,12 +12,13 @@ from implementations.common import registry
 from study.bench.cells import Cell
 
 NAN, INF = float("nan"), float("inf")
+WHOLE_ROW = (-INF, -INF, -INF)
 PATTERNS = (  # what stands first in a row, in its middle and last; None: what was drawn
     (None, NAN, None),
     (None, None, INF),
+    WHOLE_ROW,
     (-INF, None, None),
     (INF, None, -INF),
-    (-INF, -INF, -INF),  # the whole row
 )
 
 
@@ -36,10 +37,12 @@ def _plant(x: torch.Tensor, start: int) -> torch.Tensor:
     count = min(len(PATTERNS), len(rows))
     for i in range(count):
         row = rows[i * (len(rows) - 1) // max(count - 1, 1)]
-        last_of_several = i == count - 1 > 0  # gets the last pattern: some kernels treat it apart
-        first, middle, last = PATTERNS[-1 if last_of_several else (start + i) % len(PATTERNS)]
-        if first == middle == last:
-            row.fill_(first)
+        pattern = PATTERNS[(start + i) % len(PATTERNS)]
+        if i == count - 1 > 0:
+            pattern = WHOLE_ROW  # at every size of several rows: a softmax has no sum then
+        if pattern == WHOLE_ROW:
+            row.fill_(-INF)
+        first, middle, last = pattern
         for at, value in ((0, first), (len(row) // 2, middle), (-1, last)):
             if value is not None:
                 row[at] = value
