@@ -161,7 +161,7 @@ def test_rows_that_have_no_softmax_are_nan_and_no_others(kernel, backend):
 def machine(monkeypatch, tmp_path):
     """As on a GPU, each cell studied by a stand-in; returns a function that runs the study."""
     monkeypatch.setattr(stability, "DEVICE", "cuda")
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
 
     def study(kernels=FIRST, backends=None, failing={}):  # noqa: B006
         def call(self, function, cell, timeout):
@@ -180,7 +180,7 @@ def machine(monkeypatch, tmp_path):
 
 @pytest.fixture
 def path(tmp_path):
-    return tmp_path / "nvidia-h100-80gb-hbm3" / "stability.csv"
+    return tmp_path / "nvidia-h200" / "stability.csv"
 
 
 def test_rows_replace_their_own_and_no_others(machine, path):

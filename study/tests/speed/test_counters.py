@@ -86,7 +86,7 @@ pathlib.Path(report).write_text(json.dumps(errors))
 def machine(tmp_path, monkeypatch):
     """Makes this a machine with a GPU and a stand-in for ncu; then counts, with what goes wrong."""
     monkeypatch.setattr(counters, "DEVICE", "cuda")
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     program = tmp_path / "bin" / "ncu"
     program.parent.mkdir()
     program.write_text(NCU)
@@ -104,7 +104,7 @@ def machine(tmp_path, monkeypatch):
 
 @pytest.fixture
 def path(tmp_path):
-    return tmp_path / "nvidia-h100-80gb-hbm3" / "counters.csv"
+    return tmp_path / "nvidia-h200" / "counters.csv"
 
 
 def test_launches_are_read_in_bytes_fractions_and_microseconds():
