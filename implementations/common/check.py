@@ -14,6 +14,8 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)  # other kinds may have no memory
 MAX_GRID_X, MAX_GRID_YZ = 2**31 - 1, 65_535
 # Of a tensor: a block along x then has 32 to itself. In 16 bits they take 137 GB.
 MAX_ELEMENTS = 32 * MAX_GRID_X
+# Of a side whose indices are 32 bits wide and reach beyond it by some tiles.
+MAX_SIDE = 2**31 - 1024
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -113,6 +115,30 @@ def check_at_most(name: str, things: str, count: int, limit: int, hint: str = ""
     if count > limit:
         hint = hint and f": {hint}"
         raise ValueError(f"{name} must have at most {limit} {things}, got {count}{hint}")
+
+
+def check_inner(names: tuple[str, str], a: torch.Tensor, b: torch.Tensor) -> None:
+    """Require that matrices can be multiplied, a @ b. Raises ValueError."""
+    if a.shape[1] != b.shape[0]:
+        raise ValueError(
+            f"{names[0]}'s columns must equal {names[1]}'s rows, "
+            f"got shapes {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+
+
+def check_product(a, b, dtypes: tuple[torch.dtype, ...], M: int, N: int, K: int) -> None:
+    """Require matrices `a`, of at most (M, K), and `b`, of at most (K, N), that can be multiplied.
+
+    They must be as `check_tensor` has it, of one dtype and on one device.
+    Raises TypeError for a wrong type or dtype, ValueError for a wrong shape, device or stride.
+    """
+    check_tensor("a", a, ndim=2, dtypes=dtypes)
+    check_tensor("b", b, ndim=2, dtypes=dtypes)
+    check_same(("a", "b"), a, b, "dtype", "device")
+    check_inner(("a", "b"), a, b)
+    check_at_most("a", "rows", a.shape[0], M)
+    check_at_most("a", "columns", a.shape[1], K)
+    check_at_most("b", "columns", b.shape[1], N)
 
 
 def check_block_size(block_size) -> None:

@@ -6,6 +6,7 @@ from implementations.common.check import (
     MAX_ELEMENTS,
     MAX_GRID_X,
     check_at_most,
+    check_inner,
     check_same,
     check_tensor,
 )
@@ -31,11 +32,8 @@ def check(a, b):
     check_tensor("a", a, ndim=2, dtypes=DTYPES, strided=True)
     check_tensor("b", b, ndim=2, dtypes=DTYPES, strided=True)
     check_same(("a", "b"), a, b, "dtype", "device")
-    (M, K), (rows, N) = a.shape, b.shape
-    if K != rows:
-        raise ValueError(
-            f"a's columns must equal b's rows, got shapes {tuple(a.shape)} and {tuple(b.shape)}"
-        )
+    check_inner(("a", "b"), a, b)
+    M, N = a.shape[0], b.shape[1]
     tiles = -(-M // BLOCK_M) * -(-N // BLOCK_N)
     check_at_most("the product", f"tiles of {BLOCK_M} x {BLOCK_N}", tiles, MAX_GRID_X)
 

@@ -2,12 +2,11 @@
 
 import torch
 
-from implementations.common.check import check_at_most, check_same, check_tensor
+from implementations.common.check import MAX_SIDE, check_product
 from implementations.common.rules import Contraction
 from implementations.common.spec import KernelSpec, Work, generator
 
 DTYPES = (torch.float32,)
-MAX_SIDE = 2**31 - 1024  # indices are 32 bits wide, and reach beyond a side by some tiles
 
 
 def matmul_blocked(a, b):
@@ -21,24 +20,14 @@ def matmul_blocked(a, b):
 
 
 def check(a, b):
-    check_tensor("a", a, ndim=2, dtypes=DTYPES)
-    check_tensor("b", b, ndim=2, dtypes=DTYPES)
-    check_same(("a", "b"), a, b, "dtype", "device")
-    if a.shape[1] != b.shape[0]:
-        raise ValueError(
-            f"a's columns must equal b's rows, got shapes {tuple(a.shape)} and {tuple(b.shape)}"
-        )
-    (M, K), N = a.shape, b.shape[1]
-    check_at_most("a", "rows", M, MAX_SIDE)
-    check_at_most("a", "columns", K, MAX_SIDE)
-    check_at_most("b", "columns", N, MAX_SIDE)
+    check_product(a, b, DTYPES, M=MAX_SIDE, N=MAX_SIDE, K=MAX_SIDE)
 
 
 def make_inputs(dtype, device, seed, M, N, K):
     g = generator(device, seed)
-    a = torch.randn(M, K, dtype=dtype, device=device, generator=g)
-    b = torch.randn(K, N, dtype=dtype, device=device, generator=g)
-    return a, b
+    a = torch.randn(M, K, device=device, generator=g)
+    b = torch.randn(K, N, device=device, generator=g)
+    return a.to(dtype), b.to(dtype)
 
 
 def work(dtype, M, N, K):

@@ -2,9 +2,14 @@
 
 import torch
 
-from implementations.common.check import MAX_GRID_YZ, check_at_most, check_same, check_tensor
+from implementations.common.check import MAX_GRID_YZ, check_product
 from implementations.common.rules import Contraction
-from implementations.common.spec import KernelSpec, Work, generator
+from implementations.common.spec import KernelSpec
+from implementations.phase3_matrix_operations.day16_blocked_matmul.matmul_blocked import (
+    make_inputs,
+    size,
+    work,
+)
 
 DTYPES = (torch.float16, torch.bfloat16)
 MAX_M, MAX_N = MAX_GRID_YZ * 128, MAX_GRID_YZ * 256  # a tile of C a block, along y M or N
@@ -22,32 +27,7 @@ def matmul_tensor_core(a, b):
 
 
 def check(a, b):
-    check_tensor("a", a, ndim=2, dtypes=DTYPES)
-    check_tensor("b", b, ndim=2, dtypes=DTYPES)
-    check_same(("a", "b"), a, b, "dtype", "device")
-    if a.shape[1] != b.shape[0]:
-        raise ValueError(
-            f"a's columns must equal b's rows, got shapes {tuple(a.shape)} and {tuple(b.shape)}"
-        )
-    (M, K), N = a.shape, b.shape[1]
-    check_at_most("a", "rows", M, MAX_M)
-    check_at_most("a", "columns", K, MAX_K)
-    check_at_most("b", "columns", N, MAX_N)
-
-
-def make_inputs(dtype, device, seed, M, N, K):
-    g = generator(device, seed)
-    a = torch.randn(M, K, device=device, generator=g)
-    b = torch.randn(K, N, device=device, generator=g)
-    return a.to(dtype), b.to(dtype)
-
-
-def work(dtype, M, N, K):
-    return Work((M * K + K * N + M * N) * dtype.itemsize, flops=2 * M * N * K, limit="matmul")
-
-
-def size(M, N, K):
-    return {"M": M, "N": N, "K": K}
+    check_product(a, b, DTYPES, M=MAX_M, N=MAX_N, K=MAX_K)
 
 
 CHECK = (  # M, N, K

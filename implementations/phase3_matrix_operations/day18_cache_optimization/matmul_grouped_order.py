@@ -2,12 +2,16 @@
 
 import torch
 
-from implementations.common.check import check_at_most, check_same, check_tensor
+from implementations.common.check import MAX_SIDE, check_product
 from implementations.common.rules import Contraction
-from implementations.common.spec import KernelSpec, Work, generator
+from implementations.common.spec import KernelSpec
+from implementations.phase3_matrix_operations.day16_blocked_matmul.matmul_blocked import (
+    make_inputs,
+    size,
+    work,
+)
 
 DTYPES = (torch.float16, torch.bfloat16)
-MOST = 2**31 - 1024  # of M, N and K: what is a few tiles beyond still has an index of 32 bits
 
 
 def matmul_grouped_order(a, b):
@@ -21,32 +25,7 @@ def matmul_grouped_order(a, b):
 
 
 def check(a, b):
-    check_tensor("a", a, ndim=2, dtypes=DTYPES)
-    check_tensor("b", b, ndim=2, dtypes=DTYPES)
-    check_same(("a", "b"), a, b, "dtype", "device")
-    if a.shape[1] != b.shape[0]:
-        raise ValueError(
-            f"a's columns must equal b's rows, got shapes {tuple(a.shape)} and {tuple(b.shape)}"
-        )
-    (M, K), N = a.shape, b.shape[1]
-    check_at_most("a", "rows", M, MOST)
-    check_at_most("a", "columns", K, MOST)
-    check_at_most("b", "columns", N, MOST)
-
-
-def make_inputs(dtype, device, seed, M, N, K):
-    g = generator(device, seed)
-    a = torch.randn(M, K, device=device, generator=g)
-    b = torch.randn(K, N, device=device, generator=g)
-    return a.to(dtype), b.to(dtype)
-
-
-def work(dtype, M, N, K):
-    return Work((M * K + K * N + M * N) * dtype.itemsize, flops=2 * M * N * K, limit="matmul")
-
-
-def size(M, N, K):
-    return {"M": M, "N": N, "K": K}
+    check_product(a, b, DTYPES, M=MAX_SIDE, N=MAX_SIDE, K=MAX_SIDE)
 
 
 CHECK = (  # M, N, K; the last has a group of tiles and one row more: does any tile stay as it was?
@@ -71,7 +50,7 @@ SPEC = KernelSpec(
     check_sizes=tuple(size(*s) for s in CHECK),
     bench_sizes=tuple(size(*s) for s in BENCH),
     huge_sizes=tuple(size(*s) for s in HUGE),
-    limits={"M": size(MOST, 1, 1), "N": size(1, MOST, 1), "K": size(1, 1, MOST)},
+    limits={"M": size(MAX_SIDE, 1, 1), "N": size(1, MAX_SIDE, 1), "K": size(1, 1, MAX_SIDE)},
     headline=size(4096, 4096, 4096),
     dtypes=DTYPES,
     agreement=Contraction("K"),

@@ -5,14 +5,19 @@ from random import Random
 
 import torch
 
-from implementations.common.check import check_at_most, check_same, check_tensor
+from implementations.common.check import (
+    MAX_SIDE,
+    check_at_most,
+    check_inner,
+    check_same,
+    check_tensor,
+)
 from implementations.common.registry import Unavailable
 from implementations.common.rules import Contraction
 from implementations.common.spec import KernelSpec, Work, generator
 
 DTYPES = (torch.float16, torch.bfloat16)
 MAX_PROBLEMS = 2**10
-MAX_SIDE = 2**31 - 2**10  # beyond it, rows and columns of a tile would be no 32-bit numbers
 
 
 def grouped_gemm(a_list, b_list):
@@ -43,11 +48,7 @@ def check(a_list, b_list):
             check_same(("a_list[0]", name), a_list[0], x, "dtype", "device")
             check_at_most(name, "rows", x.shape[0], MAX_SIDE)
             check_at_most(name, "columns", x.shape[1], MAX_SIDE)
-        if a.shape[1] != b.shape[0]:
-            raise ValueError(
-                f"a_list[{i}]'s columns must equal b_list[{i}]'s rows, "
-                f"got shapes {tuple(a.shape)} and {tuple(b.shape)}"
-            )
+        check_inner((f"a_list[{i}]", f"b_list[{i}]"), a, b)
 
 
 @cache

@@ -30,3 +30,8 @@ def install(stand_in: str | None) -> None:
     device.describe = lambda device: PROPERTIES
     if stand_in:
         import_module(f"{__name__}.{stand_in}").install()
+
+
+def pointed_at(args: tuple) -> list:
+    """The tensors whose addresses stand in those of a launch's arguments that are device tables."""
+    return [x for arg in args for x in getattr(arg, "points_to", ())]

@@ -25,7 +25,7 @@ import torch
 from implementations.common import cuda_cpp
 from implementations.common.registry import HEADERS
 from implementations.instructions.tensor_map import ALIGNMENT, BYTES, TensorMap
-from implementations.tiers.cpu import ONE_AT_A_TIME
+from implementations.tiers.cpu import ONE_AT_A_TIME, pointed_at
 
 CUDA = Path(__file__).with_name("cuda")
 NO_COMPILER = "no C++ compiler was found: install g++ (or set CXX)"
@@ -241,8 +241,8 @@ def _launch_sanitized(sanitizer, path, name, grid, block, args, shared_bytes):
     library = _library(path, name, sanitizer)
     define, instrument = _sanitizer_flags(sanitizer)
     program = _compiled('#include "sanitized.cpp"\n', [*define, *instrument, "-rdynamic"], "")
-    pointed_at = [x for arg in args for x in getattr(arg, "points_to", ())]  # by a device_table
-    memories, places = _memories([*args, *pointed_at])
+    tensors = pointed_at(args)
+    memories, places = _memories([*args, *tensors])
     places, targets = places[: len(args)], places[len(args) :]
     numbers = [*grid, *block, _cluster(path.read_text(), name), shared_bytes, len(memories)]
     for address, size in memories:
@@ -250,7 +250,7 @@ def _launch_sanitized(sanitizer, path, name, grid, block, args, shared_bytes):
     numbers.append(len(args))
     for arg, place in zip(args, places, strict=True):
         numbers += *place, *_parameter(arg)
-    addresses = _addresses(args, places, pointed_at, targets)
+    addresses = _addresses(args, places, tensors, targets)
     numbers += len(addresses), *(number for address in addresses for number in address)
     with tempfile.NamedTemporaryFile() as file:
         file.write(struct.pack(f"{len(numbers)}Q", *numbers))
@@ -263,9 +263,9 @@ def _launch_sanitized(sanitizer, path, name, grid, block, args, shared_bytes):
             ctypes.memmove(address, file.read(size), size)
 
 
-def _addresses(args, places, pointed_at, targets) -> list[tuple[int, int, int, int]]:
+def _addresses(args, places, tensors, targets) -> list[tuple[int, int, int, int]]:
     """Where addresses of tensors lie in memory, and what these point to: places both."""
-    known = {x.data_ptr(): at for x, at in zip(pointed_at, targets, strict=True) if x.numel()}
+    known = {x.data_ptr(): at for x, at in zip(tensors, targets, strict=True) if x.numel()}
     return [
         (memory, start + 8 * i, *known[word])
         for arg, (memory, start) in zip(args, places, strict=True)

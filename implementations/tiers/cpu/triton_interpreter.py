@@ -23,7 +23,7 @@ from triton.runtime.interpreter import (
     interpreter_semantic,
 )
 
-from implementations.tiers.cpu import ONE_AT_A_TIME, bfloat16, libdevice
+from implementations.tiers.cpu import ONE_AT_A_TIME, bfloat16, libdevice, pointed_at
 
 TF32_BITS = np.uint32(0xFFFFE000)  # tensor cores ignore the last 13 bits of a float32
 tensors: list[tuple[int, int]] = []  # of the launch under way: first address, first beyond
@@ -115,9 +115,9 @@ def _remembered(init_args):
 
     @wraps(init_args)
     def init(self, args, kwargs):
-        pointed_at = [x for arg in args for x in getattr(arg, "points_to", ())]  # by a device_table
+        targets = pointed_at(args)
         args, kwargs = init_args(self, args, kwargs)
-        tensors[:] = _extents((*args, *kwargs.values(), *pointed_at))
+        tensors[:] = _extents((*args, *kwargs.values(), *targets))
         return args, kwargs
 
     return init

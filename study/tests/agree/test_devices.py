@@ -7,11 +7,12 @@ from textwrap import dedent
 
 import pytest
 import torch
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
 from implementations import DEVICE, TORCH_DEVICE
 from implementations.common import registry
 from study.agree import agreement
+from study.tests.agree.test_bad_input import with_changed
 
 COUNT = torch.cuda.device_count() if DEVICE == "cuda" else 0
 on_gpu = pytest.mark.skipif(COUNT < 1, reason="a GPU is needed")
@@ -58,11 +59,10 @@ def test_on_either_gpu(kernel, backend):
 @kernels
 def test_inputs_on_two_gpus_are_refused_by_name(kernel):
     _, _, inputs = problem(kernel, "cuda:0")
-    leaves, tree = tree_flatten(inputs)
-    places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor)]
+    places = [i for i, x in enumerate(tree_leaves(inputs)) if isinstance(x, torch.Tensor)]
     told = set()
     for i in places[1:]:
-        moved = tree_unflatten([*leaves[:i], leaves[i].to("cuda:1"), *leaves[i + 1 :]], tree)
+        moved = with_changed(inputs, i, lambda x: x.to("cuda:1"))
         for backend in registry.BACKENDS:
             with pytest.raises(ValueError, match="must have the same device") as error:
                 loaded(kernel, backend)(*moved)

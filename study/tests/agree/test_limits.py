@@ -17,6 +17,7 @@ import torch
 import triton.language as tl
 from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 from triton._utils import TRITON_MAX_TENSOR_NUMEL
 from triton.runtime import interpreter
 
@@ -82,15 +83,15 @@ class Untouched(TorchFunctionMode):
 
 def of_size(kernel, dtype, size, make=untouched):
     """The kernel's inputs, with tensors by `make`."""
-
-    def made(x):
-        if isinstance(x, list | tuple):
-            return type(x)(map(made, x))
-        return make(x) if isinstance(x, torch.Tensor) else x
-
     with FakeTensorMode():
         inputs = registry.spec(kernel).make_inputs(dtype, "cpu", 0, **size)
-    return made(inputs)
+    return tree_map_only(torch.Tensor, make, inputs)
+
+
+def has_huge_tensor(kernel, size):
+    """Whether an input has more elements than 32 bits count."""
+    inputs = of_size(kernel, registry.spec(kernel).dtypes[-1], size, make=lambda x: x)
+    return any(isinstance(x, torch.Tensor) and x.numel() > 2**31 for x in inputs)
 
 
 def dimensions(kernel):
@@ -194,14 +195,11 @@ def test_a_dimension_without_a_limit_may_be_any_int(kernel, dimension, launches)
 @pytest.mark.parametrize("kernel", registry.kernels())
 def test_a_huge_size_is_beyond_32_bits_or_a_limit(kernel):
     spec = registry.spec(kernel)
-
-    def huge(size):
-        tensors = of_size(kernel, spec.dtypes[-1], size, make=lambda x: x)
-        return any(isinstance(x, torch.Tensor) and x.numel() > 2**31 for x in tensors) or any(
-            size[name] == limit[name] for name, limit in spec.limits.items()
-        )
-
-    assert any(map(huge, spec.huge_sizes))
+    assert any(
+        has_huge_tensor(kernel, size)
+        or any(size[name] == limit[name] for name, limit in spec.limits.items())
+        for size in spec.huge_sizes
+    )
 
 
 # --- indices ------------------------------------------------------------------------------------
@@ -354,11 +352,12 @@ def test_the_last_block_of_a_huge_size_is_right(
 
 
 def sparse():
-    """Each huge size of which few elements are read: it runs as a whole."""
+    """Each huge size of a tensor of which few elements are read: it runs as a whole."""
     for kernel in registry.kernels():
         spec = registry.spec(kernel)
         for size in spec.huge_sizes:
-            if spec.work(spec.dtypes[-1], **size).bytes < 2**20:
+            few = spec.work(spec.dtypes[-1], **size).bytes < 2**20
+            if few and has_huge_tensor(kernel, size):
                 yield pytest.param(kernel, size, id=f"{kernel}-{size_text(size)}")
 
 
