@@ -223,6 +223,30 @@ class Data:
         note = "failed" if isinstance(row.error, str) and row.error else ""
         return Estimate(row[what], row[what], row[what], style, note)
 
+    def moved(self, kernel: str, backend: str, dtype=None, size=None) -> Estimate:
+        """The bytes that one call moved to and from the memory, as `counter` has them."""
+        ways = (f"dram_{way}_bytes" for way in ("read", "write"))
+        read, written = (self.counter(kernel, backend, way, dtype, size) for way in ways)
+        both = read.value + written.value
+        return Estimate(both, both, both, read.style, read.note)
+
+    def intensity(self, kernel: str, backend: str) -> Estimate:
+        """Operations of the mathematics to a byte that was moved, at the headline."""
+        spec = registry.spec(kernel)
+        flops = spec.work(spec.dtypes[0], **spec.headline).flops
+        moved = self.moved(kernel, backend)
+        each = flops / moved.value
+        return Estimate(each, each, each, ",.3g", moved.note)
+
+    def of_fastest(self, kernel: str, backend: str) -> Estimate:
+        """The speed at the headline, in TFLOP/s, over the highest that cuBLAS reached at any size
+        of any dtype; of the middle 60 % of the samples."""
+        row = self.cell(kernel, backend)
+        if row is None or math.isnan(row.speed):
+            return Estimate(note="not measured" if row is None else "failed")
+        times = (row[f"device_us_{p}"] for p in ("p50", "p80", "p20"))
+        return Estimate(*(row.flops / us / 1e6 / self.roof("matmul") for us in times), "%")
+
     def finite(self, kernel: str, backend: str, dtype=None, scale=None) -> Estimate:
         """The share of rows that come out finite: the least of the dtypes and scales not given."""
         return self._least("finite", "%", kernel, backend, dtype, scale)
@@ -257,6 +281,12 @@ class Data:
         """The median µs of a call at the headline."""
         row = self.cell(kernel, backend)
         return "not measured" if row is None else microseconds(row.device_us_p50) or "failed"
+
+    def roof(self, ceiling: str, dtype: str | None = None) -> float:
+        """The highest speed that a ceiling reached at any size, in GB/s, or TFLOP/s of a dtype."""
+        t = self.timings
+        found = t[(t.kernel == "_ceiling") & (t.backend == ceiling)]
+        return found[(found.dtype == dtype) | (dtype is None)].speed.max()
 
     def ceiling_speed(self, kernel: str) -> float:
         """What that ceiling reached in the rounds of the headline, in the unit of the work."""

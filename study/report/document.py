@@ -78,7 +78,6 @@ def document(data: Data, prose: Prose, text: Path = TEXT, others: Iterable[Data]
         others=[beside(other) for other in others],
         environment=list(tables.flat(data.environment)),
         frame=lambda name: tables.plain(getattr(data, name)),
-        table=lambda name, *args: markdown_table(tables.TABLES[name](data, *args)),
         markdown_table=markdown_table,
         begin=BEGIN,
         end=END,

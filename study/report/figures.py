@@ -456,16 +456,18 @@ def stability(data: Data) -> Figure:
 
 
 def ladder(data: Data, name: str) -> Figure:
-    """From one rung to the next: passes over memory, time and tokens of each kernel of the ladder,
-    and below them the last one's baselines."""
+    """From one rung to the next: what each kernel of the ladder asks of the memory, its speed and
+    its tokens with helpers; below them, in grey, the baselines of the last rung, or of the last of each dtype.
+    """
     kernels = [k for k in registry.kernels() if registry.spec(k).ladder == name]
-    others = list(registry.spec(kernels[-1]).baselines)
-    names = [*kernels, *others]
-    panels = {
-        "passes over memory": _passes,
-        "time, µs": lambda data, *cell: getattr(data.cell(*cell), "device_us_p50", np.nan),
-        "tokens": lambda data, *cell: data.tokens(*cell).value,
-    }
+    last = {headline(kernel)[0]: kernel for kernel in kernels}
+    others = [(k, other) for k in last.values() for other in registry.spec(k).baselines]
+    names = [*kernels, *(other for _, other in others)]
+    if len(last) > 1:
+        of = [headline(kernel)[0] for kernel in (*kernels, *(k for k, _ in others))]
+        names = [f"{name}, {dtype}" for name, dtype in zip(names, of, strict=True)]
+    spec = registry.spec(kernels[-1])
+    panels = PANELS[spec.work(spec.dtypes[0], **spec.headline).unit]
     with matplotlib.rc_context(STYLE):
         figure, axes = plt.subplots(
             *(1, len(panels)),
@@ -473,19 +475,23 @@ def ladder(data: Data, name: str) -> Figure:
             sharey=True,
             layout="constrained",
         )
-        for ax, (label, value) in zip(axes, panels.items(), strict=True):
+        for ax, (label, (value, scale)) in zip(axes, panels.items(), strict=True):
             for i, (backend, look) in enumerate(looks().items()):
                 x = [value(data, kernel, backend) for kernel in kernels]
                 y = np.arange(len(kernels)) + 0.22 * (i - (len(looks()) - 1) / 2)
                 style = {"marker": look.marker, "color": look.color, "mec": PAPER, "ms": 7}
                 ax.plot(x, y, ls="", clip_on=False, zorder=3, **style)
-            if label != "tokens":
-                x = [value(data, kernels[-1], other) for other in others]
-                y = np.arange(len(kernels), len(names))
-                ax.plot(x, y, "X", color=MUTED, mec=PAPER, ms=7, clip_on=False, zorder=3)
-            ax.set_xlim(0, 1.08 * max(ax.get_xlim()[1], 1))
+            x = [value(data, *other) for other in others]
+            y = np.arange(len(kernels), len(names))
+            ax.plot(x, y, "X", color=MUTED, mec=PAPER, ms=7, clip_on=False, zorder=3)
+            ax.set_xscale(scale)
+            if scale == "linear":
+                ax.set_xlim(0, 1.08 * max(ax.get_xlim()[1], 1))
+            else:
+                ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
             ax.set_xlabel(label)
             ax.xaxis.set_major_formatter("{x:,.0f}")
+            ax.xaxis.set_minor_formatter("")
         axes[0].set_yticks(range(len(names)), names)
         axes[0].set_ylim(len(names) - 0.4, -0.6)
         entries = _points(ms=7)
@@ -498,9 +504,116 @@ def ladder(data: Data, name: str) -> Figure:
 def _passes(data: Data, kernel: str, backend: str) -> float:
     """The bytes that a call moved to and from the memory, in units of its input."""
     dtype, size = headline(kernel)
-    moved = (data.counter(kernel, backend, f"dram_{way}_bytes").value for way in ("read", "write"))
     compulsory = registry.spec(kernel).work(getattr(torch, dtype), **parse_size(size)).bytes
-    return 2 * sum(moved) / compulsory
+    return 2 * data.moved(kernel, backend).value / compulsory
+
+
+def _intensity(data: Data, kernel: str, backend: str) -> float:
+    return data.intensity(kernel, backend).value
+
+
+def _timed(column: str):
+    """What looks a column of timings.csv up at the headline."""
+    return lambda data, *cell: getattr(data.cell(*cell), column, np.nan)
+
+
+def _tokens(data: Data, kernel: str, backend: str) -> float:
+    return data.tokens(kernel, backend, helpers="with").value
+
+
+PANELS = {  # of a ladder, by the unit of its last rung: what is drawn on which scale
+    "GB/s": {
+        "passes over memory": (_passes, "linear"),
+        "time, µs": (_timed("device_us_p50"), "linear"),
+        "tokens with helpers": (_tokens, "linear"),
+    },
+    "TFLOP/s": {
+        "FLOP to a byte of DRAM": (_intensity, "log"),
+        "TFLOP/s": (_timed("speed"), "log"),
+        "tokens with helpers": (_tokens, "linear"),
+    },
+}
+
+
+def roofline(data: Data) -> Figure:
+    """Each kernel that computes, at its headline: its speed over its operations to a byte of DRAM,
+    both measured, under the highest speeds that reading memory and cuBLAS reached at any size."""
+    rows = []
+    for kernel in registry.kernels():
+        spec = registry.spec(kernel)
+        flops = spec.work(spec.dtypes[0], **spec.headline).flops
+        for backend in registry.BACKENDS:
+            time = _timed("device_us_p50")(data, kernel, backend)
+            rows.append((kernel, backend, _intensity(data, kernel, backend), flops / time / 1e6))
+    table = pd.DataFrame(rows, columns=["kernel", "backend", "x", "speed"])
+    table = table[table.speed > 0].dropna()
+    with matplotlib.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(7.0, 4.2), layout="constrained")
+        if table.empty:
+            _empty(ax)
+        else:
+            _roofs(data, ax, table)
+        for backend, look in looks().items():
+            group = table[table.backend == backend]
+            style = {"marker": look.marker, "color": look.color, "mec": PAPER, "ms": 6.5}
+            ax.plot(group.x, group.speed, ls="", zorder=3, **style)
+        points = table.groupby("kernel")[["x", "speed"]].median().sort_values("x")
+        for i, (x, y, names) in enumerate(_clusters(points)):
+            # where points lie along the slope, every second tag stands above it
+            above = i % 2 and y > 0.6 * x * data.roof("read") / 1e3
+            aside = "right" if above else "center" if x > table.x.max() / 4 else "left"
+            offset = {"xytext": ({"right": -7, "center": 0, "left": 7}[aside], 4 if above else -6)}
+            sides = {"ha": aside, "va": "bottom" if above else "top"}
+            each = 3 if len(names) > 3 else 1
+            lines = "\n".join(", ".join(names[j : j + each]) for j in range(0, len(names), each))
+            style = {"textcoords": "offset points", "color": MUTED, "fontsize": 8}
+            ax.annotate(lines, (x, y), **offset, **sides, **style)
+        ax.set_xlabel("operations to a byte of DRAM, counted")
+        ax.set_title("TFLOP/s")
+        _legend(figure, _points(ms=6.5) | {"ceilings": Line2D([], [], color=INK, lw=1)})
+        sns.despine(figure)
+    return figure
+
+
+def _roofs(data: Data, ax, table: pd.DataFrame) -> None:
+    """The measured ceilings: a slope of the memory, a level of cuBLAS in each dtype timed so."""
+    of_memory = data.roof("read") / 1e3  # TB/s
+    t = data.timings
+    dtypes = t[(t.kernel == "_ceiling") & (t.backend == "matmul")].dtype.unique()
+    levels = {dtype: data.roof("matmul", dtype) for dtype in dtypes}
+    left, right = table.x.min() / 4, 4 * table.x.max()
+    top = max(levels.values(), default=table.speed.max())
+    ax.plot([left, top / of_memory], [left * of_memory, top], color=INK, lw=1, zorder=1)
+    tags = []  # of levels that are nearly one, one for both: its height, its text
+    for dtype, level in sorted(levels.items(), key=lambda entry: -entry[1]):
+        ax.plot([level / of_memory, right], [level, level], color=INK, lw=1, zorder=1)
+        if tags and level > 0.9 * tags[-1][0]:
+            tags[-1][1] += f", {dtype}: {level:,.0f}"
+        else:
+            tags.append([level, f"cuBLAS {dtype}: {level:,.0f}"])
+    style = {"textcoords": "offset points", "ha": "right", "color": INK, "fontsize": 8}
+    for level, text in tags:
+        ax.annotate(text, (right, level), xytext=(0, 3), **style)
+    at = min(levels.values(), default=top) / 4
+    text = f"read: {1e3 * of_memory:,.0f} GB/s"
+    ax.annotate(text, (at / of_memory, at), xytext=(-4, 3), **style)
+    ax.set(xscale="log", yscale="log", xlim=(left, right), ylim=(table.speed.min() / 3, 2.5 * top))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
+
+
+def _clusters(points: pd.DataFrame, near: float = 1.35) -> list[tuple[float, float, list[str]]]:
+    """Kernels by their points (x, speed); those that lie within a factor share one name tag."""
+    found = []
+    for kernel, (x, y) in points.iterrows():
+        for tag in found:
+            if max(x / tag[0], tag[0] / x, y / tag[1], tag[1] / y) < near:
+                tag[2].append(kernel)
+                break
+        else:
+            found.append((x, y, [kernel]))
+    return found
 
 
 def every(data: Data) -> dict[str, Figure]:
@@ -510,6 +623,7 @@ def every(data: Data) -> dict[str, Figure]:
         "speed_against_complexity": speed_against_complexity(data),
         "error_over_bound": error_over_bound(data),
         "stability": stability(data),
+        "roofline": roofline(data),
         **{f"ladder_{name}": ladder(data, name) for name in ladders},
         **{f"time_by_size_{k}": time_by_size(data, k) for k in registry.kernels()},
         **{

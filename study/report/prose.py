@@ -18,9 +18,10 @@ from pathlib import Path
 import jinja2
 
 from implementations.common import registry
-from study.report import sources
+from study.report import sources, tables
 from study.report.data import Data, bound_by
 from study.report.estimates import State, all_of, gather
+from study.report.markdown import markdown_table
 
 REPORT = Path(__file__).parents[2] / "report"
 TEXT = REPORT / "text"
@@ -65,6 +66,8 @@ class Prose:
             "counter",
             "finite",
             "largest",
+            "intensity",
+            "of_fastest",
         )
         self.environment.globals = {
             **{name: getattr(data, name) for name in methods},
@@ -80,6 +83,7 @@ class Prose:
             "title": {name: backend.title for name, backend in registry.BACKENDS.items()},
             "machine": data.machine,
             "lines": sources.lines,
+            "table": lambda name, *args: markdown_table(tables.TABLES[name](data, *args)),
             "claim": self._claim,
         }
 

@@ -183,6 +183,28 @@ def _timings(data: Data, kernel: str) -> list[dict]:
     return rows
 
 
+def _ladder(data: Data, name: str) -> list[dict]:
+    """Each rung, and at last the baseline of each dtype, at the headline sizes."""
+    rungs = [k for k in registry.kernels() if registry.spec(k).ladder == name]
+    last = {headline(kernel)[0]: kernel for kernel in rungs}
+    cells = [(kernel, backend) for kernel in rungs for backend in registry.BACKENDS]
+    cells += [(kernel, reference(kernel)) for kernel in last.values()]
+    return [
+        {
+            "rung": f"`{kernel}`" * own,
+            "": title(backend),
+            "dtype": headline(kernel)[0],
+            "speed": data.speed(kernel, backend),
+            "of the fastest product": data.of_fastest(kernel, backend),
+            "FLOP to a byte of DRAM": data.intensity(kernel, backend),
+            "L2 hit rate": data.counter(kernel, backend, "l2_hit_rate"),
+            "tokens / with helpers": _both_tokens(data, kernel, backend) * own,
+        }
+        for kernel, backend in cells
+        for own in [backend in registry.BACKENDS]
+    ]
+
+
 def plain(frame: pd.DataFrame) -> list[dict]:
     """A file of data/ as it is."""
     frame = frame.drop(columns="source_hash", errors="ignore")
@@ -203,7 +225,7 @@ def flat(tree: dict, above: str = "") -> Iterator[dict]:
             yield {"what": name, "value": value}
 
 
-TABLES = {  # of one machine's data; those of a kernel take it as well
+TABLES = {  # of one machine's data; those of a kernel or a ladder take it as well
     "headlines": _headlines,
     "sizes": _sizes,
     "implementations": _implementations,
@@ -213,4 +235,5 @@ TABLES = {  # of one machine's data; those of a kernel take it as well
     "agreement": _agreement,
     "metrics": _metrics,
     "timings": _timings,
+    "ladder": _ladder,
 }

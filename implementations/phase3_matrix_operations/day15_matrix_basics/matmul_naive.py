@@ -94,4 +94,5 @@ SPEC = KernelSpec(
     baselines={"cublas": torch.mm},  # in IEEE fp32: torch leaves TF32 off for matrix products
     machine_code=(),
     sources=("CUDA C++ Programming Guide: matrix multiplication without shared memory",),
+    ladder="matmul",
 )

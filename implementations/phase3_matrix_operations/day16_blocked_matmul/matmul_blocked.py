@@ -67,4 +67,5 @@ SPEC = KernelSpec(
         "Boehm, How to optimize a CUDA matmul kernel for cuBLAS-like performance, 2022",
         "NVIDIA, CUTLASS: efficient GEMM in CUDA, hierarchical tiling and software pipelining",
     ),
+    ladder="matmul",
 )

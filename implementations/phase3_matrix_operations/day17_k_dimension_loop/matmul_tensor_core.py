@@ -55,4 +55,5 @@ SPEC = KernelSpec(
         "Triton tutorial 03: matrix multiplication",
         "NVIDIA, CUTLASS: efficient GEMM in CUDA, hierarchical tiling and software pipelining",
     ),
+    ladder="matmul",
 )

@@ -57,4 +57,5 @@ SPEC = KernelSpec(
     machine_code=("wide loads", "wide stores", "tensor cores"),
     baselines={"cublas": torch.mm},
     sources=("Triton tutorial 03: matrix multiplication, L2 cache optimizations",),
+    ladder="matmul",
 )
