@@ -457,7 +457,7 @@ def stability(data: Data) -> Figure:
 
 def ladder(data: Data, name: str) -> Figure:
     """From one rung to the next: what each kernel of the ladder asks of the memory, its speed and
-    its tokens with helpers; below them, in grey, the baselines of the last rung, or of the last of each dtype.
+    its tokens with helpers; in grey the baselines of the last rung, or of the last of each dtype.
     """
     kernels = [k for k in registry.kernels() if registry.spec(k).ladder == name]
     last = {headline(kernel)[0]: kernel for kernel in kernels}
