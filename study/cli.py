@@ -104,6 +104,23 @@ def measure(
 
 
 @app.command()
+def tune(
+    kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA
+):
+    """Search the constants of the kernels that are tuned, on this GPU. Needs a GPU.
+
+    Every configuration gets the same time in every backend. data/<machine>/tuning.csv gets all of
+    them, the kernel's own table the fastest, which it takes from then on. Exit code 1 where none
+    runs.
+    """
+    from study.bench.cells import select
+    from study.speed import tune as module
+
+    if not module.run(select(kernels, backends, phase), data=data):
+        raise typer.Exit(1)
+
+
+@app.command()
 def counters(
     kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA
 ):

@@ -32,7 +32,12 @@ def properties(device: torch.device | None = None) -> Properties:
     return describe(device)
 
 
-# --- on a GPU; a tier without one takes the place of `describe` -----------------------------------
+def model(device: torch.device | None = None) -> str:
+    """That GPU's name, such as "NVIDIA H200"."""
+    return named(device)
+
+
+# --- on a GPU; a tier without one takes the place of `describe` and `named` -----------------------
 
 
 @cache
@@ -46,3 +51,8 @@ def describe(device: torch.device | None) -> Properties:
     """What the driver says of a GPU."""
     index = device.index if device else None
     return _described(torch.cuda.current_device() if index is None else index)
+
+
+def named(device: torch.device | None) -> str:
+    """What the driver calls a GPU."""
+    return torch.cuda.get_device_name(device)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from implementations.common.rules import Rule
+from implementations.common.tuning import Tuning
 
 # The named dimensions of one problem, e.g. {"M": 4096, "N": 8192}, and the flags and scalars that
 # belong to it, e.g. {"N": 4096, "causal": True, "p": 0.1}: all are passed to `make_inputs` and
@@ -73,6 +74,7 @@ class KernelSpec:
     sources: papers and pages the kernel follows.
     scales: what its inputs are multiplied by in the stability study.
     ladder: the figure that it is a rung of, "" for none; rungs are in the order of the days.
+    tuning: the configurations that `study tune` searches, at its bench_sizes.
     """
 
     name: str
@@ -98,6 +100,7 @@ class KernelSpec:
     sources: tuple[str, ...] = ()
     scales: tuple[float, ...] = ()
     ladder: str = ""
+    tuning: Tuning | None = None
 
     def __post_init__(self):
         if self.headline not in self.bench_sizes:

@@ -4,7 +4,8 @@ That of an implementation is made of the tokens that it reaches: its own files w
 they import or include from the project exactly the definitions used, and those that these use. Left
 out are comments, docstrings, import statements, what a wrapper means on the CPU tier, and the
 tiers themselves. A name from another file of the project stands for its definition, wherever that
-is. So a comment, a moved file or one more wrapper changes nothing; another constant does.
+is; a `.cu` or a table that a definition names is used whole. So a comment, a moved file or one more
+wrapper changes nothing; another constant does.
 
 What is refused, and in which words, is the spec's `check`. It is part of the spec's fingerprint,
 with the reference, the inputs and the rules of agreement, and of no implementation's.
@@ -28,6 +29,7 @@ HOME = Path(__file__).parents[1]  # of the package study
 TIERS = re.compile(r"implementations(\.tiers\b.*)?")
 MEANING = {"ptx", "on_gpu"}  # decorators of functions whose body is a meaning on the CPU tier
 REFUSAL = re.compile(r"check(_\w+)?")  # definitions that are not followed from an implementation
+BESIDE = re.compile(r"\w+\.(cu|csv)")  # files that definitions may name
 SPEC_PARTS = ("reference", "make_inputs", "agreement")  # of SPEC, in the spec's fingerprint
 
 STRING = (
@@ -74,6 +76,14 @@ def fingerprint(kernel: str, backend: str) -> str:
     else:
         own = [_baseline(kernel, backend)]
     return digest(own)
+
+
+def code_fingerprint(kernel: str, backend: str) -> str:
+    """The same without tables: what was found by measuring the code is no part of it."""
+    return digest(
+        definitions(kernel, backend),
+        follow=lambda d: _is_no_refusal(d) and d.path.suffix != ".csv",
+    )
 
 
 def spec_fingerprint(kernel: str) -> str:
@@ -135,6 +145,8 @@ def parse(path: Path) -> File:
 
 @cache
 def _read(path: Path, changed: int, roots: tuple[str, ...]) -> File:
+    if path.suffix == ".csv":
+        return File((Definition(path, 0, frozenset(), path.read_text(), frozenset()),), {})
     return (_Python if path.suffix == ".py" else _Cuda)(path).file()
 
 
@@ -172,6 +184,7 @@ class _Python:
         for below, in_string in _walk(node, holes, self._span):
             dotted = _dotted(below)
             if not dotted:
+                uses |= self._beside(below)
                 continue
             first, _, rest = dotted.partition(".")
             if use := self._use(dotted):
@@ -186,6 +199,14 @@ class _Python:
         text = _words(self._without(holes, begin, end), ".py")
         lines = "\n".join((text, *sorted(origins)))
         return Definition(self.path, begin, names, lines, frozenset(uses))
+
+    def _beside(self, node: ast.AST) -> set[tuple[Path, str]]:
+        """The whole of the file beside this one that a string names."""
+        name = getattr(node, "value", None)
+        if isinstance(name, str) and BESIDE.fullmatch(name):
+            path = self.path.with_name(name)
+            return {(path, "")} if path.is_file() else set()
+        return set()
 
     def _span(self, node: ast.AST) -> tuple[int, int]:
         """Where a node begins and ends, in bytes, its decorators included."""

@@ -53,10 +53,11 @@ from radon.metrics import h_visit, mi_visit
 from rich.table import Column, Table
 from tree_sitter import Node
 
+import implementations
 from implementations.common import registry
 from study.bench import store
 from study.bench.cells import Selection
-from study.bench.fingerprint import definitions, fingerprint, reached
+from study.bench.fingerprint import Definition, definitions, fingerprint, reached
 from study.bench.progress import console, progress
 from study.bench.source import GUARDS, LOOPS, RELATIONS, Source, first_name, kinds
 
@@ -134,11 +135,11 @@ def _reached(users: list[Part], source: Source, statements) -> list[Part]:
 
 
 def wrappers(kernel: str, backend: str) -> tuple[list[Part], dict[str, str]]:
-    """The definitions of `instructions/` that an implementation reaches; their names, as
-    `Source.uses` gives them, and of which kind each is: "ptx" if it holds PTX and says no other, ""
-    if it does not."""
+    """The definitions of `instructions/`, and of another day's kernel, that an implementation
+    reaches; their names, as `Source.uses` gives them, and of which kind each is: "ptx" if it holds
+    PTX and says no other, "" if it does not."""
     own = definitions(kernel, backend)
-    found = reached(own, follow=lambda d: d.path.parent == registry.HEADERS)
+    found = reached(own, follow=_is_shared)
     sources = {path: Source(path) for path in {d.path for d in found}}
     nodes = {
         (path, node.start_byte): node
@@ -148,11 +149,24 @@ def wrappers(kernel: str, backend: str) -> tuple[list[Part], dict[str, str]]:
     needed, names = [], {}
     for definition in found:
         path = definition.path
-        prefix = f"implementations.instructions.{path.stem}." if path.suffix == ".py" else ""
+        prefix = f"{_module(path)}." if path.suffix == ".py" else ""
         needed.append((sources[path], nodes[path, definition.start]))
         holds = "ptx" if re.search(r"\basm\b|@ ptx \(", definition.text) else ""
         names |= {prefix + name: kinds().get(name, holds) for name in definition.names}
     return needed, names
+
+
+def _is_shared(definition: Definition) -> bool:
+    """Whether what holds it is read by several kernels, or is another kernel's own."""
+    path = definition.path
+    written = path.suffix == ".cu" or path.stem.endswith(tuple(f"_{b}" for b in registry.BACKENDS))
+    return path.parent == registry.HEADERS or written
+
+
+def _module(path: Path) -> str:
+    """The dotted name of a file of `implementations`."""
+    root = next(r for r in map(Path, implementations.__path__) if path.is_relative_to(r))
+    return ".".join(("implementations", *path.relative_to(root).with_suffix("").parts))
 
 
 def _assignments(source: Source, node: Node) -> Iterator[tuple[Node, Node]]:

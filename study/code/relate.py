@@ -1,12 +1,12 @@
 """Shows that the data of another state of the sources are data of the present one.
 
-    python -m study.code.relate CHECKOUT
+    python -m study.code.relate CHECKOUT [KERNEL...]
 
-CHECKOUT is a working tree of the state that was measured. An implementation is related where every
-launch at all its sizes has the same machine code for an H100, the same grid, block and shared
-memory, and the same arguments but for addresses; what its host does beside is no part of a device
-time or of a result. A spec is related where all its check sizes have the same inputs, oracles and
-bounds. Each relation is a row of related.csv, by which
+CHECKOUT is a working tree of the state that was measured; all kernels are related, or those named.
+An implementation is related where every launch at all its sizes has the same machine code for an
+H200, the same grid, block and shared memory, and the same arguments but for addresses; what its
+host does beside is no part of a device time or of a result. A spec is related where all its check
+sizes have the same inputs, oracles and bounds. Each relation is a row of related.csv, by which
 `store.read` gives rows that were measured before their present fingerprint.
 """
 
@@ -27,7 +27,7 @@ CODE = (".text", ".nv.constant", ".nv.global.init")  # sections of a cubin
 WITHOUT_CONTENTS = 8  # a section's type
 
 
-def main(checkout: str) -> None:
+def main(checkout: str, *kernels: str) -> None:
     """Relate a checkout to this one; print what is the same and what is not."""
     import pandas as pd
 
@@ -36,7 +36,10 @@ def main(checkout: str) -> None:
     rows = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         roots = Path(checkout).resolve(), ROOT
-        jobs = {k: [pool.submit(_recorded, root, k) for root in roots] for k in registry.kernels()}
+        jobs = {
+            kernel: [pool.submit(_recorded, root, kernel) for root in roots]
+            for kernel in kernels or registry.kernels()
+        }
         for kernel, pair in jobs.items():
             before, now = (job.result() for job in pair)
             for name, (what, fingerprint) in now.items():
@@ -150,4 +153,4 @@ def _bytes(value) -> bytes:
 
 
 if __name__ == "__main__":
-    record(*sys.argv[2:]) if sys.argv[1] == "--record" else main(sys.argv[1])
+    record(*sys.argv[2:]) if sys.argv[1] == "--record" else main(*sys.argv[1:])

@@ -1,7 +1,7 @@
 """Machine code without a GPU: where STUDY_DEVICE is "compile", launches compile and are kept.
 
 `install` has a backend compile, for all it knows for a GPU, and record what it would launch. The
-environment variable `STUDY_ARCH` says for which of `TARGETS`: an H100 unless it is set.
+environment variable `STUDY_ARCH` says for which of `TARGETS`: an H200 unless it is set.
 """
 
 import os
@@ -17,6 +17,7 @@ from implementations.common.device import Properties
 class Target:
     """A model of GPU. shared_bytes: of a multiprocessor, 1 KB of which no block can have."""
 
+    model: str
     capability: tuple[int, int]
     multiprocessors: int
     shared_bytes: int
@@ -27,8 +28,8 @@ class Target:
 
 
 TARGETS = {
-    "sm_90a": Target((9, 0), 132, 228 * 1024),  # an H100
-    "sm_80": Target((8, 0), 108, 164 * 1024),  # an A100
+    "sm_90a": Target("NVIDIA H200", (9, 0), 132, 228 * 1024),
+    "sm_80": Target("NVIDIA A100-SXM4-80GB", (8, 0), 108, 164 * 1024),
 }
 ARCH = os.environ.get("STUDY_ARCH", "sm_90a")
 if ARCH not in TARGETS:
@@ -73,5 +74,6 @@ def install(stand_in: str | None) -> None:
     """Have hosts find the target where they ask for a GPU, and a module of this package put in
     place what its backend needs."""
     device.describe = lambda device: TARGET.properties
+    device.named = lambda device: TARGET.model
     if stand_in:
         import_module(f"{__name__}.{stand_in}").install()

@@ -5,7 +5,14 @@ import re
 import pytest
 
 from implementations.common import registry
-from study.bench.fingerprint import definitions, fingerprint, parse, reached, spec_fingerprint
+from study.bench.fingerprint import (
+    code_fingerprint,
+    definitions,
+    fingerprint,
+    parse,
+    reached,
+    spec_fingerprint,
+)
 from study.bench.source import Source
 
 HOST = """\"\"\"A number a thread.\"\"\"
@@ -368,7 +375,12 @@ def test_a_header_that_is_nowhere_is_named(cuda):
 # --- the project's own files ----------------------------------------------------------------------
 
 SHARED = sorted(path for path in registry.HEADERS.iterdir() if path.suffix == ".cuh")
-KERNELS = [registry.folders()[kernel] / f"{kernel}.cu" for kernel in registry.kernels()]
+KERNELS = [
+    path
+    for kernel in registry.kernels()
+    for path in registry.files(kernel, "cupy")
+    if path.suffix == ".cu"
+]
 
 
 @pytest.mark.parametrize("path", [*SHARED, *KERNELS], ids=lambda path: path.name)
@@ -392,3 +404,29 @@ def test_no_kernel_reaches_a_tier_a_spec_or_a_refusal(kernel, backend):
     fingerprint(kernel, backend)
     assert not [d.path for d in found if "tiers" in d.path.parts]
     assert all(re.fullmatch(r"\w+", name) for d in found for name in d.names)
+
+
+def test_a_table_that_is_named_counts_but_not_as_code(tree):
+    """As the winners of a search, which are found by timing the code."""
+    table = tree.day.parent / "winners.csv"
+    table.write_text("gpu,BLOCK\n")
+    tree.edit("helpers", "def scaled", 'TABLE = "winners.csv"\n\n\ndef scaled')
+    tree.edit("helpers", "return", "assert TABLE\n    return")
+    found = []
+    for row in ("", "A,64\n", "B,128\n"):
+        table.write_text(table.read_text() + row)
+        found.append((tree.hash(), code_fingerprint("double_it", "eager")))
+    assert len({whole for whole, _ in found}) == 3 and len({code for _, code in found}) == 1
+
+
+def test_the_kernels_of_another_day_count(tree):
+    """A source that is taken from another day's host file brings the kernels that it names."""
+    cuda = tree.day.parent / "other.cu"
+    cuda.write_text("__global__ void f(int* x) { *x = 1; }\n")
+    tree.edit("helpers", "def scaled", 'SOURCE = "other.cu"\n\n\ndef scaled')
+    tree.edit("helpers", "return", "assert SOURCE\n    return")
+    before = tree.hash()
+    cuda.write_text("__global__ void f(int* x) { *x = 1; }  // one\n")
+    assert tree.hash() == before
+    cuda.write_text("__global__ void f(int* x) { *x = 2; }\n")
+    assert tree.hash() != before

@@ -13,7 +13,12 @@ ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 CUDA = sorted(p for p in ROOT.glob("*/**/*") if p.suffix in (".cu", ".cuh", ".hpp", ".cpp"))
 CUDA = [p for p in CUDA if p.relative_to(ROOT).parts[0] in ("implementations", "study")]
-KERNELS = [registry.folders()[kernel] / f"{kernel}.cu" for kernel in registry.kernels()]
+KERNELS = [
+    path
+    for kernel in registry.kernels()
+    for path in registry.files(kernel, "cupy")
+    if path.suffix == ".cu"
+]
 
 
 @pytest.mark.parametrize(
