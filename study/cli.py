@@ -64,7 +64,13 @@ def verify(
 
 @app.command()
 def mutants(
-    kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA
+    kernels: Kernels = None,
+    backends: Backends = None,
+    phase: Phase = None,
+    fresh: Annotated[
+        bool, typer.Option(help="Try again what is tried already, in an unchanged source.")
+    ] = False,
+    data: Data = DATA,
 ):
     """Check the checks: plant faults in the kernels, and see verify reject each. Needs no GPU.
 
@@ -76,7 +82,7 @@ def mutants(
     from study.agree import mutants as module
     from study.bench.cells import select
 
-    if not module.run(select(kernels, backends, phase), data=data):
+    if not module.run(select(kernels, backends, phase), fresh=fresh, data=data):
         raise typer.Exit(1)
 
 

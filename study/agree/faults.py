@@ -43,6 +43,7 @@ INFINITY = re.compile(r"-?(\w*INF(_F)?|(\w+\.)?inf|float\(.-?inf.\))")
 FLOAT_ZERO = re.compile(r"(\w+\()?0\.0*f?\)?|float32\(0\)")
 TO_FLOAT = re.compile(r"float32|float|static_cast<float>")
 DOWNCAST = re.compile(r"\((tl\.b?float16|.*\bdtype\.element_ty)\)")
+ALLOCATION = re.compile(r"torch\.(empty|zeros|ones|full)(_like)?|.*\.new_(empty|zeros|ones|full)")
 ARRAY = re.compile(r"cuda\.(local|shared)\.array\(.*\bfloat32\)", re.DOTALL)
 
 
@@ -114,6 +115,14 @@ def device(source: Source) -> Iterator[Node]:
                 yield from _walk(source, node.child_by_field_name("body"))
 
 
+def host(source: Source) -> Iterator[Node]:
+    """The nodes of a Python file's functions that run on the host."""
+    on_device = {node.id for node in device(source)}
+    for _, statement in source.statements() if source.is_python else ():
+        if statement.type == "function_definition" and statement.id not in on_device:
+            yield from _walk(source, statement)
+
+
 def _varies(node: Node) -> bool:
     """Whether an expression has a name in small letters: what has none is known to the compiler."""
     return bool(re.search(r"(?<![\w.])[a-z_]\w*\b(?!\()", _text(node)))
@@ -160,7 +169,7 @@ def _loosened(source: Source, comparison: Node) -> Iterator[str]:
 
 def condition_dropped(source: Source) -> Iterator[Fault]:
     """Of two conditions joined by "or" one goes; of two joined by "and", one that has no comparison
-    in it, as a comparison is dropped above."""
+    in it, as a comparison is dropped above. On the host, where it is not, any of two."""
     is_triton = "triton.language" in source.imports.values()
     for node in device(source):
         operator = node.children[1].type if len(node.children) == 3 else ""
@@ -172,6 +181,10 @@ def condition_dropped(source: Source) -> Iterator[Fault]:
             several = inside & {*BOTH, *EITHER}  # each of them is dropped by itself
             if _varies(dropped) and not several and (operator in EITHER or not inside & RELATIONS):
                 yield node, _grouped(kept)
+    for node in host(source):
+        if node.type == "boolean_operator":
+            left, _, right = node.children
+            yield from ((node, _grouped(kept)) for kept in (left, right))
 
 
 def iteration_missing(source: Source) -> Iterator[Fault]:
@@ -448,6 +461,14 @@ def index_narrowed(source: Source) -> Iterator[Fault]:
                 yield around, f"int32({_text(around)})"
 
 
+def tensor_kept(source: Source) -> Iterator[Fault]:
+    """What a host allocates, a result or a workspace, is kept for its next call."""
+    for node in host(source):
+        if ALLOCATION.fullmatch(_function(node)):
+            made = f'globals().setdefault("kept", [{_text(node)}])'
+            yield node, f'(globals().get("kept") or {made})[0]'
+
+
 OPERATORS: dict[str, Callable[[Source], Iterator[Fault]]] = {
     "mask dropped": mask_dropped,
     "condition dropped": condition_dropped,
@@ -462,6 +483,7 @@ OPERATORS: dict[str, Callable[[Source], Iterator[Fault]]] = {
     "precision lowered": precision_lowered,
     "rounded to zero": rounded_to_zero,
     "index narrowed": index_narrowed,
+    "tensor kept": tensor_kept,
 }
 
 BEYOND = {"index narrowed"}  # operators whose faults need more than 2³¹ elements to show

@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -229,26 +230,52 @@ def known(table: pd.DataFrame) -> dict[tuple, tuple]:
     }
 
 
-def run(selection: Selection, *, data: Path) -> bool:
+def tried(table: pd.DataFrame) -> dict[tuple, dict]:
+    """By the key of a mutant in mutants.csv: its row, where it need not be tried again, as its
+    source is the present one and it did not survive."""
+    return {
+        tuple(row[name] for name in KEY): row
+        for row in table.astype(object).fillna("").to_dict("records")
+        if row["status"] != "survived"
+        and row["source_hash"] == _fingerprint(row["kernel"], row["backend"])
+    }
+
+
+@cache
+def _fingerprint(kernel: str, backend: str) -> str:
+    return fingerprint(kernel, backend) if kernel in registry.kernels() else ""
+
+
+def run(selection: Selection, *, fresh: bool = False, data: Path) -> bool:
     """Try all mutants of a selection; print what killed them; keep the rows in data/mutants.csv.
 
-    An implementation's rows are saved when its last mutant has been tried. Returns whether none
-    survived, no entry of equivalent_mutants.csv is wrong, and no backend is missing that was
-    selected by name.
+    fresh: try again what did not survive in the present source. An implementation's rows are saved
+    when its last mutant has been tried. Returns whether none survived, no entry of
+    equivalent_mutants.csv is wrong, and no backend is missing that was selected by name.
     """
     path, reasons, rows = data / "mutants.csv", listed(), []
+    before = store.read(path)
+    done = {} if fresh else tried(before)
     with (
         tempfile.TemporaryDirectory() as folder,
         workers(len(os.sched_getaffinity(0)), ON_CPU) as each,
     ):
-        trials = Trials(Path(folder), known(store.read(path)), reasons)
+        trials = Trials(Path(folder), known(before), reasons)
+
+        def row_of(worker: Worker, mutant: Mutant) -> dict:
+            reason = reasons.get(mutant.key, "")
+            row = done.get(mutant.key)
+            if row is None or bool(reason) != (row["status"] == "equivalent"):
+                return trials(worker, mutant)
+            return row | {"line": mutant.line} | ({"reason": reason} if reason else {})
+
         missing = dict(zip(selection.backends, each(_missing, selection.backends), strict=True))
         present = [backend for backend in selection.backends if not missing[backend]]
         made = {(k, b): mutants(k, b) for k in selection.kernels for b in present}
         with progress("mutants", sum(map(len, made.values()))) as step:
             for (kernel, backend), of_one in made.items():
                 begun = len(rows)
-                for mutant, row in zip(of_one, each(trials, of_one), strict=True):
+                for mutant, row in zip(of_one, each(row_of, of_one), strict=True):
                     step(f"{kernel} {backend} {mutant.operator}, line {mutant.line}")
                     rows.append(row)
                 store.replace(path, Selection((kernel,), (backend,)), rows[begun:])

@@ -30,7 +30,7 @@ def check(a, b):
 
 CHECK = (  # M, N, K; the last has a group of tiles and one row more: does any tile stay as it was?
     *((0, 8, 8), (3, 5, 0), (1, 1, 1), (64, 64, 64), (257, 257, 65), (255, 264, 72)),
-    *((16, 8, 200), (300, 1, 129), (40, 136, 328), (2049, 264, 0)),
+    *((16, 8, 9), (16, 9, 8), (16, 8, 200), (300, 1, 129), (40, 136, 328), (2049, 264, 0)),
 )
 HUGE = (  # tall, wide and deep: each has an operand of more than 2³¹ elements
     *((2**23 + 131, 264, 264), (136, 2**24 + 264, 136), (128, 8, 22_500_008)),

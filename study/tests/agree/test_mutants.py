@@ -203,6 +203,43 @@ def test_operator_finds_all_places_and_no_others(operator, frame, lines, after, 
     assert places(operator, frame, *lines, tmp_path=tmp_path) == after
 
 
+HOST = """
+import torch
+import triton
+
+
+@triton.jit
+def kernel(x_ptr):
+    x = torch.empty(3)
+
+
+def host(x, N, K):
+    ALIGNED = N % 8 == 0 and K % 8 == 0
+    y = torch.empty_like(x) if ALIGNED else [x.new_zeros(N)]
+    return torch.add(x, y)
+"""
+
+
+@pytest.mark.parametrize(
+    ("operator", "after"),
+    [
+        ("condition dropped", ["ALIGNED = (N % 8 == 0)", "ALIGNED = (K % 8 == 0)"]),
+        ("tensor kept", [
+            'y = (globals().get("kept") or globals().setdefault("kept", [torch.empty_like(x)]))[0] '
+            "if ALIGNED else [x.new_zeros(N)]",
+            'y = torch.empty_like(x) if ALIGNED else [(globals().get("kept") or '
+            'globals().setdefault("kept", [x.new_zeros(N)]))[0]]',
+        ]),
+    ],
+)  # fmt: skip
+def test_operator_finds_places_in_hosts(operator, after, tmp_path):
+    path = tmp_path / "host_triton.py"
+    path.write_text(HOST)
+    source = Source(path)
+    found = sorted({(n.start_byte, n.end_byte, text) for n, text in OPERATORS[operator](source)})
+    assert sorted(planted(HOST, *fault)[2] for fault in found) == sorted(after)
+
+
 def test_planted_names_the_place():
     text = "é = 1\nx = f(\n    a,  # why\n    b)\n"
     start, end = len(text[: text.index("f(")].encode()), len(text.encode()) - 1
@@ -290,8 +327,8 @@ def test_one_mutant_is_killed_again(kernel, backend, tried):
 def test_all_mutants_were_killed_or_listed_with_a_reason(kernel, backend):
     table = store.read(DATA)
     rows = table[(table["kernel"] == kernel) & (table["backend"] == backend)]
-    if set(rows["source_hash"]) != {fingerprint(kernel, backend)}:
-        pytest.skip(f"not tried on the present source: `study mutants --kernels {kernel}`")
+    again = f"not tried on the present source: `study mutants --kernels {kernel}`"
+    assert set(rows["source_hash"]) == {fingerprint(kernel, backend)}, again
     made = {mutant.key for mutant in faults.mutants(kernel, backend)}
     assert {tuple(key) for key in rows[mutants.KEY].itertuples(index=False)} == made
     assert rows.loc[rows["status"] == "survived", ["file", "line", "after"]].empty
@@ -464,6 +501,13 @@ def test_what_a_mutant_does_to_its_process_stays_there(tried_there, host, by):
     assert row["source_hash"] == fingerprint("double_it", "numba")
 
 
+@pytest.mark.parametrize("backend", registry.BACKENDS)
+def test_a_tensor_that_is_kept_is_found_by_what_later_calls_allocate(tried_there, backend):
+    (mutant,) = (m for m in faults.mutants("double_it", backend) if m.operator == "tensor kept")
+    row = tried_there(mutant)
+    assert (row["status"], row["by"], row["size"]) == ("killed", "allocation", "N=5")
+
+
 THREAD = {"STUDY_SANITIZE": "thread"}
 RACE = """
 // Lanes exchange values through shared memory; the shuffle makes them meet, but orders nothing.
@@ -529,11 +573,12 @@ def test_small_cells_first_and_what_killed_it_before_them(double_it):
     assert len(rest) == len(found) - 1
 
 
-def fake(status, by=""):
+def fake(status, by, hashes, seen):
     def trials(self, worker, mutant):
+        seen.append(mutant.key)
         row = {name: getattr(mutant, name) for name in (*mutants.KEY, "file", "line")}
         killed = {"dtype": "float32", "size": "N=1"} if by else {}
-        kept = {"conditions": "", "reason": self.listed.get(mutant.key, ""), "source_hash": "0"}
+        kept = {"conditions": "", "reason": self.listed.get(mutant.key, ""), "source_hash": hashes}
         return row | {"status": status, "by": by} | killed | kept
 
     return trials
@@ -543,13 +588,35 @@ def fake(status, by=""):
 def run(double_it, monkeypatch, tmp_path):
     """`mutants.run` on `double_it` in Triton, with a given outcome and list of equivalents."""
 
-    def call(status, by="", listed=None):
-        monkeypatch.setattr(Trials, "__call__", fake(status, by))
+    def call(status, by="", listed=None, source="0", **options):
+        call.tried = []
+        monkeypatch.setattr(Trials, "__call__", fake(status, by, source, call.tried))
         monkeypatch.setattr(mutants, "_missing", lambda worker, backend: None)
         monkeypatch.setattr(mutants, "listed", lambda: listed or {})
-        return mutants.run(select("double_it", "triton"), data=tmp_path)
+        return mutants.run(select("double_it", "triton"), data=tmp_path, **options)
 
     return call
+
+
+def test_what_was_tried_on_this_source_is_kept(run, double_it, tmp_path):
+    every = [mutant.key for mutant in faults.mutants("double_it", "triton")]
+    now = fingerprint("double_it", "triton")
+    assert run("killed", "values", source=now) and run.tried == every
+    before = (tmp_path / "mutants.csv").read_bytes()
+    assert run("survived") and run.tried == []  # not tried: they did not survive before
+    assert (tmp_path / "mutants.csv").read_bytes() == before
+    assert run("killed", "values", source=now, fresh=True) and run.tried == every
+
+    listed = {every[0]: "it changes no result"}
+    assert run("equivalent", listed=listed, source=now) and run.tried == every[:1]
+    assert run("survived", listed=listed) and run.tried == []
+    assert not run("survived") and run.tried == every[:1]  # of which the list says no more
+    assert not run("survived", source=now) and run.tried == every[:1]  # nor may it stay so
+
+    path = double_it / "double_it_triton.py"
+    path.write_text(path.read_text().replace("256", "128"))
+    mutants._fingerprint.cache_clear()
+    assert run("killed", "values", source="0") and len(run.tried) == len(every)
 
 
 def test_run_keeps_rows_and_knows_what_killed(run, tmp_path, capsys):
