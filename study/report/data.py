@@ -118,6 +118,15 @@ class Data:
         return self._timed.get(_key(kernel, backend, dtype, size))
 
     @cached_property
+    def unmeasured(self) -> tuple[str, ...]:
+        """The kernels that were not timed at their headline in every backend, whatever came out."""
+        return tuple(
+            kernel
+            for kernel in registry.kernels()
+            if any(self.cell(kernel, backend) is None for backend in registry.BACKENDS)
+        )
+
+    @cached_property
     def _timed(self) -> dict[tuple, pd.Series]:
         return _by_cell(self.timings[self.timings.variant == ""])
 

@@ -11,7 +11,7 @@ A claim stands in report/text/ as a name, a test and a sentence:
 
 import re
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,10 @@ class Prose:
         self.elsewhere = elsewhere or {}
         self._where = ""
         self.environment = jinja2.Environment(undefined=jinja2.StrictUndefined, lstrip_blocks=True)
+
+        def measured(kernels: Iterable[str]) -> tuple[str, ...]:
+            return tuple(kernel for kernel in kernels if kernel not in data.unmeasured)
+
         methods = (
             "speed",
             "of_limit",
@@ -73,12 +77,13 @@ class Prose:
             **{name: getattr(data, name) for name in methods},
             **{"least": gather(min), "most": gather(max), "median": gather(statistics.median)},
             "all_of": all_of,
-            "memory_bound": bound_by("GB/s"),
-            "compute_bound": bound_by("TFLOP/s"),
-            "compilable": tuple(
+            "memory_bound": measured(bound_by("GB/s")),
+            "compute_bound": measured(bound_by("TFLOP/s")),
+            "compilable": measured(
                 k for k in registry.kernels() if COMPILED in registry.spec(k).baselines
             ),
             "kernels": registry.kernels(),
+            "unmeasured": data.unmeasured,
             "phase": lambda n: tuple(k for k in registry.kernels() if registry.phase(k) == n),
             "title": {name: backend.title for name, backend in registry.BACKENDS.items()},
             "machine": data.machine,

@@ -214,6 +214,19 @@ def test_new_kernel_and_backend_need_no_edit(new_kernel, text, tmp_path):
     assert "--eager: #" in built
 
 
+def test_what_was_not_timed_is_named_and_left_out_of_what_is_said_of_many(folder, text):
+    data = Data.load(folder)
+    assert STREAM in Prose(data).environment.globals["memory_bound"] and not data.unmeasured
+    gone = (data.timings.kernel == STREAM) & (data.timings.backend == "numba")
+    less = replace(data, timings=data.timings[~gone])
+    prose = Prose(less)
+    assert less.unmeasured == prose.environment.globals["unmeasured"] == (STREAM,)
+    assert STREAM not in prose.environment.globals["memory_bound"]
+    assert STREAM in prose.environment.globals["kernels"]
+    said = f"not yet timed on this one: `{STREAM}`."
+    assert said in document(less, prose, text) and said not in document(data, Prose(data), text)
+
+
 # What it must not hide ---------------------------------------------------------------------------
 
 
