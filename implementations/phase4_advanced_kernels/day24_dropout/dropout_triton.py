@@ -42,8 +42,7 @@ def dropout(x, p, seed):
     y = torch.empty_like(x)
     keep = torch.empty_like(x, dtype=torch.bool)
     if N > 0:
-        # a pack of 16 bytes a thread: with more, the mask's part of a thread would be wider, and
-        # go through shared memory
+        # a pack of 16 bytes a thread, so that x, y and the mask are laid out over threads alike
         BLOCK = NUM_WARPS * 32 * 16 // x.element_size()
         args = x, y, keep, N, threshold, scale, seed
         dropout_kernel[(triton.cdiv(N, BLOCK),)](*args, BLOCK, num_warps=NUM_WARPS)
