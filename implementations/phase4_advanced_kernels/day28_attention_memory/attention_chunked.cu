@@ -72,7 +72,9 @@ __global__ void __launch_bounds__(THREADS)
     const int seen = seen_keys(min(m0 + BLOCK_M, M) - 1, N, offset);
     p += (long long)head * M * stride;
     v += (long long)head * N * D;
-    o += (long long)head * M * D;
+    // Written as one product of three, NVRTC 13 stores o in pieces of two bytes.
+    const long long head_size = (long long)M * D;
+    o += head * head_size;
 
     float rO[WARP_M / 16][WARP_N / 8][4];
     tile_product<true, BLOCK_M, BLOCK_N, BLOCK_K, WARP_M, WARP_N, STAGES>(rO, shared, p, v, M, D,
