@@ -230,8 +230,8 @@ __global__ void __launch_bounds__(TX* TY)
         sDb[ty][tx * VEC + k] = db[k];
     }
     __syncthreads();  // the sums of all rows of threads are there
-    const int column = ty * TX + tx;
-    if (column < STRIP && n0 + column < N) {  // from here on a thread has one column
+    // From here on a thread has a column, or several.
+    for (int column = ty * TX + tx; column < STRIP && n0 + column < N; column += TX * TY) {
         float of_w = 0.f, of_b = 0.f;
 #pragma unroll
         for (int t = 0; t < TY; ++t) {

@@ -262,8 +262,8 @@ def layer_norm_backward_columns_kernel(VEC):
             sDw[ty, tx * VEC + k] = dw[k]
             sDb[ty, tx * VEC + k] = db[k]
         cuda.syncthreads()  # the sums of all rows of threads are there
-        column = ty * TX + tx
-        if column < STRIP and n0 + column < N:  # from here on a thread has one column
+        # from here on a thread has a column, or several
+        for column in range(ty * TX + tx, min(STRIP, N - n0), TX * TY):
             of_w, of_b = float32(0), float32(0)
             for t in range(TY):
                 of_w += sDw[t, column]
