@@ -236,10 +236,10 @@ WALK = (
 OLDER = "an fp32 product compiled by Triton for sm_80 holds more of its tiles than registers take"
 TIMED = (WALK, OLDER)
 KNOWN = {
-    "sm_90a": [("cupy", UNALIGNED), ("numba", WALK), ("triton", FEW), *[("triton", UNALIGNED)] * 4],
+    "sm_90a": [("cupy", UNALIGNED), ("numba", WALK), ("triton", FEW), *[("triton", UNALIGNED)] * 5],
     "sm_80": [
         *[("cupy", FEW), ("numba", FEW), ("triton", FEW), ("numba", WALK), ("triton", OLDER)],
-        *[("triton", UNALIGNED)] * 4,
+        *[("triton", UNALIGNED)] * 5,
     ],
 }
 
