@@ -420,6 +420,13 @@ def headline(kernel: str) -> tuple[str, str]:
     return dtype_name(spec.dtypes[0]), size_text(spec.headline)
 
 
+def rungs(ladder: str) -> tuple[list[str], list[str]]:
+    """The kernels of a ladder in the order of the days; of these the last of each headline dtype,
+    whose baselines stand for it."""
+    kernels = [k for k in registry.kernels() if registry.spec(k).ladder == ladder]
+    return kernels, [*{headline(kernel)[0]: kernel for kernel in kernels}.values()]
+
+
 def bound_by(unit: str) -> tuple[str, ...]:
     """The kernels whose speed is stated in `unit`, "GB/s" or "TFLOP/s", and which by their design
     move the compulsory bytes and no more at their headline size."""

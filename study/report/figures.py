@@ -24,7 +24,7 @@ from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 from implementations.common import registry  # noqa: E402
 from implementations.common.check import dtype_name  # noqa: E402
 from study.bench.cells import WARM, parse_size  # noqa: E402
-from study.report.data import Data, headline  # noqa: E402
+from study.report.data import Data, headline, rungs  # noqa: E402
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#5d6570", "#dfe2e6", "#ffffff"
 STYLE = {
@@ -459,9 +459,8 @@ def ladder(data: Data, name: str) -> Figure:
     """From one rung to the next: what each kernel of the ladder asks of the memory, its speed and
     its tokens with helpers; in grey the baselines of the last rung, or of the last of each dtype.
     """
-    kernels = [k for k in registry.kernels() if registry.spec(k).ladder == name]
-    last = {headline(kernel)[0]: kernel for kernel in kernels}
-    others = [(k, other) for k in last.values() for other in registry.spec(k).baselines]
+    kernels, last = rungs(name)
+    others = [(k, other) for k in last for other in registry.spec(k).baselines]
     names = [*kernels, *(other for _, other in others)]
     if len(last) > 1:
         of = [headline(kernel)[0] for kernel in (*kernels, *(k for k, _ in others))]

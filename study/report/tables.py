@@ -7,7 +7,7 @@ import pandas as pd
 from implementations.common import registry
 from implementations.common.check import dtype_name
 from study.bench.entries import reference
-from study.report.data import Data, headline
+from study.report.data import Data, headline, rungs
 from study.report.estimates import Estimate, microseconds, number, quantity
 
 
@@ -185,10 +185,9 @@ def _timings(data: Data, kernel: str) -> list[dict]:
 
 def _ladder(data: Data, name: str) -> list[dict]:
     """Each rung, and at last the baseline of each dtype, at the headline sizes."""
-    rungs = [k for k in registry.kernels() if registry.spec(k).ladder == name]
-    last = {headline(kernel)[0]: kernel for kernel in rungs}
-    cells = [(kernel, backend) for kernel in rungs for backend in registry.BACKENDS]
-    cells += [(kernel, reference(kernel)) for kernel in last.values()]
+    kernels, last = rungs(name)
+    cells = [(kernel, backend) for kernel in kernels for backend in registry.BACKENDS]
+    cells += [(kernel, reference(kernel)) for kernel in last]
     return [
         {
             "rung": f"`{kernel}`" * own,
