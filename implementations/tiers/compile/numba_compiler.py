@@ -1,5 +1,6 @@
 """Numba's compiler without a GPU: the dispatcher makes a kernel's cubin, as at a real launch."""
 
+from functools import cache
 from types import SimpleNamespace
 
 import torch
@@ -23,13 +24,19 @@ def _name(kernel) -> str:
     return f"{name}<{', '.join(constants)}>" if constants else name
 
 
+@cache
+def _cubin(compiled) -> bytes:
+    """The machine code of a compiled kernel, linked once for all of its launches."""
+    return compiled.library.get_cubin().code
+
+
 def run(kernel, grid: tuple, block: tuple, args: tuple, shared_bytes: int) -> None:
     """Compile a `cuda.jit` kernel for the types of `args`, once for each, and record the launch.
 
     The PTX and the cubin are those that the launch would load.
     """
     compiled = kernel.compile(numba_cuda.signature(numba_cuda.kinds(args)))
-    code = compiled.library.get_cubin().code, compiled.entry_name
+    code = _cubin(compiled), compiled.entry_name
     texts = [
         f"{arg.dtype} {tuple(arg.shape)} {arg.stride()}" if isinstance(arg, torch.Tensor) else arg
         for arg in args
