@@ -1,6 +1,6 @@
 """What of a selection is not in data/ yet, or was measured from a source that has changed since."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import astuple
 from itertools import groupby
 from pathlib import Path
@@ -13,10 +13,10 @@ from study.agree import stability
 from study.bench import store
 from study.bench.cells import AGAIN, SLOWER, TIMED, Cell, Selection
 from study.bench.entries import groups
-from study.bench.fingerprint import fingerprint, spec_fingerprint
+from study.bench.fingerprint import code_fingerprint, fingerprint, spec_fingerprint
 from study.bench.progress import console
 from study.report.data import Data
-from study.speed import counters
+from study.speed import counters, tune
 
 MEASURED = ("agreement", "timings")  # the tables of a machine
 
@@ -44,7 +44,7 @@ def run(selection: Selection, *, data: Path) -> bool:
         for (kernel, backend), cells in groupby(
             sorted(wanted, key=_implementation), key=_implementation
         ):
-            total, missing, stale = compare(list(cells), found)
+            total, missing, stale = compare(list(cells), found, _of_source(path))
             if missing or stale:
                 name = str(path.relative_to(data))
                 table.add_row(name, kernel, backend, *map(str, (total, missing, stale)))
@@ -57,16 +57,18 @@ def run(selection: Selection, *, data: Path) -> bool:
     return bool(machines) and not table.row_count
 
 
-def compare(cells: list[Cell], found: pd.DataFrame) -> tuple[int, int, int]:
+def compare(
+    cells: list[Cell], found: pd.DataFrame, of_source: Callable[[str, str], str] = fingerprint
+) -> tuple[int, int, int]:
     """The number of `cells`, all of one implementation, and of those missing and stale in `found`.
 
-    found: columns TIMED and source_hash.
+    found: columns TIMED and source_hash, which is what `of_source` makes of an implementation.
     """
     kernel, backend = _implementation(cells[0])
     present = {tuple(key): text for *key, text in found.itertuples(index=False)}
     hashes = [present.get(astuple(cell)) for cell in cells]
     missing = hashes.count(None)
-    current = hashes.count(fingerprint(kernel, backend))
+    current = hashes.count(of_source(kernel, backend))
     return len(cells), missing, len(cells) - missing - current
 
 
@@ -85,16 +87,24 @@ def _wanted(
     ]
     studied = [c for k in selection.kernels for c in stability.cells(k, selection.backends)]
     counted = [c for k in selection.kernels for c in counters.cells(k, selection.backends)]
+    tuned = [c for c in selection.cells("bench") if tune.searches(c)]
     for folder in machines:
         yield folder / "agreement.csv", checked
         yield folder / "timings.csv", timed
         yield folder / "stability.csv", studied
         if (folder / "counters.csv").exists():  # not everyone may count
             yield folder / "counters.csv", counted
+        if (folder / "tuning.csv").exists():  # a search is asked for
+            yield folder / "tuning.csv", tuned
     # read, not run: no dtype, no size
     implementations = list({Cell(cell.kernel, cell.backend, "", "") for cell in checked})
     for name in ("codegen.csv", "complexity.csv", "mutants.csv"):
         yield data / name, implementations
+
+
+def _of_source(path: Path) -> Callable[[str, str], str]:
+    """The fingerprint that a table's rows have."""
+    return code_fingerprint if path.stem == "tuning" else fingerprint
 
 
 def _implementation(cell: Cell) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from implementations.common import registry
 from implementations.common.check import dtype_name
 from study.bench import store
 from study.bench.cells import AGAIN, KEY, SLOWER, TIMED, size_text
-from study.bench.fingerprint import fingerprint, spec_fingerprint
+from study.bench.fingerprint import code_fingerprint, fingerprint, spec_fingerprint
 from study.report.estimates import Estimate, microseconds, number
 from study.speed import ratios
 
@@ -37,6 +37,7 @@ COLUMNS = {  # of each table, those that the report uses
     "protocol": ["check", "cells", "found", "rate"],
     "counters": [*KEY, *COUNTED, "error", "source_hash"],
     "stability": [*KEY, "scale", "finite", "relative_error", "largest", "error", "source_hash"],
+    "tuning": [*KEY, "default", "predicted_clocks", "device_us_p50", "error", "source_hash"],
     "complexity": ["kernel", "backend", "scope", "helpers", "tokens", "source_hash"],
     "radon": ["kernel", "backend", "source_hash"],
     "codegen": [*KEY, "sizes", "arch", "variant", "registers", "error", "source_hash"],
@@ -50,7 +51,7 @@ NEEDED = ("kernel", "backend", "status", "source_hash")
 NOT_RANKED = ("launch-bound", "no verdict")
 SOURCE = ["kernel", "backend", "source_hash", "spec_hash"]  # what a row measured, and by what
 OF_A_SOURCE = (
-    *("agreement", "timings", "counters", "stability"),  # of a machine
+    *("agreement", "timings", "counters", "stability", "tuning"),  # of a machine
     *("complexity", "radon", "codegen", "mutants"),
 )
 
@@ -70,6 +71,7 @@ class Data:
     codegen: pd.DataFrame
     counters: pd.DataFrame
     stability: pd.DataFrame
+    tuning: pd.DataFrame
     mutants: pd.DataFrame
 
     @classmethod
@@ -81,7 +83,7 @@ class Data:
         """
         home = folder / machine
         shared = ("complexity", "radon", "codegen", "mutants")
-        of_machine = ("agreement", "timings", "protocol", "counters", "stability")
+        of_machine = ("agreement", "timings", "protocol", "counters", "stability", "tuning")
         tables = {name: _in_order(_table(home / f"{name}.csv")) for name in of_machine}
         tables |= {name: _in_order(_table(folder / f"{name}.csv")) for name in shared}
         samples = _table(home / "samples.parquet")
@@ -104,13 +106,17 @@ class Data:
             f"{name}.csv: {kernel}-{backend}"
             for name in OF_A_SOURCE
             for table in [getattr(self, name)]
-            for kernel, backend in table[_stale(table)][SOURCE[:2]].drop_duplicates().to_numpy()
+            for kernel, backend in table[_stale(name, table)][SOURCE[:2]]
+            .drop_duplicates()
+            .to_numpy()
         ]
 
     def current(self) -> "Data":
         """The same without the rows that `stale` names."""
         tables = {name: getattr(self, name) for name in OF_A_SOURCE}
-        return replace(self, **{name: table[~_stale(table)] for name, table in tables.items()})
+        return replace(
+            self, **{name: table[~_stale(name, table)] for name, table in tables.items()}
+        )
 
     def cell(self, kernel: str, backend: str, dtype: str | None = None, size: str | None = None):
         """The row of timings.csv (a Series), by default at the headline dtype and size, or None;
@@ -256,6 +262,12 @@ class Data:
         times = (row[f"device_us_{p}"] for p in ("p50", "p80", "p20"))
         return Estimate(*(row.flops / us / 1e6 / self.roof("matmul") for us in times), "%")
 
+    def configurations(self, kernel: str, backend: str, size: str | None = None) -> pd.DataFrame:
+        """The rows of tuning.csv that have a time, at a size; by default at the headline."""
+        t = self.tuning
+        at = (t.kernel == kernel) & (t.backend == backend)
+        return t[at & (t["size"] == (size or headline(kernel)[1])) & t.device_us_p50.notna()]
+
     def finite(self, kernel: str, backend: str, dtype=None, scale=None) -> Estimate:
         """The share of rows that come out finite: the least of the dtypes and scales not given."""
         return self._least("finite", "%", kernel, backend, dtype, scale)
@@ -384,8 +396,9 @@ def _environment(path: Path) -> dict:
         raise store.DamagedData(f"{path} is damaged and was left untouched: {error}") from error
 
 
-def _stale(table: pd.DataFrame) -> pd.Series:
+def _stale(name: str, table: pd.DataFrame) -> pd.Series:
     """Which rows measured another source than that on the disk, or were judged by another spec."""
+    of_source = code_fingerprint if name == "tuning" else fingerprint
     columns = [name for name in SOURCE if name in table]
     known = registry.kernels()
 
@@ -396,7 +409,7 @@ def _stale(table: pd.DataFrame) -> pd.Series:
             return True
         if backend not in registry.BACKENDS and backend not in registry.spec(kernel).baselines:
             return True
-        now = fingerprint(kernel, backend), spec_fingerprint(kernel)
+        now = of_source(kernel, backend), spec_fingerprint(kernel)
         return hashes != now[: len(hashes)]
 
     rows = [*zip(*(table[name] for name in columns), strict=True)]

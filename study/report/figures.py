@@ -23,7 +23,7 @@ from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
 from implementations.common import registry  # noqa: E402
 from implementations.common.check import dtype_name  # noqa: E402
-from study.bench.cells import WARM, parse_size  # noqa: E402
+from study.bench.cells import WARM, parse_size, size_text  # noqa: E402
 from study.report.data import Data, headline, rungs  # noqa: E402
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#5d6570", "#dfe2e6", "#ffffff"
@@ -615,6 +615,78 @@ def _clusters(points: pd.DataFrame, near: float = 1.35) -> list[tuple[float, flo
     return found
 
 
+def tuning_landscape(data: Data, kernel: str) -> Figure:
+    """Each configuration that was searched, a column a backend at each size: its speed over that of
+    the fastest of the column. In ink the default, which a GPU takes that was not searched."""
+    sizes = [size_text(size) for size in registry.spec(kernel).bench_sizes]
+    with matplotlib.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(7.0, 3.4), layout="constrained")
+        found = False
+        for i, (backend, look) in enumerate(looks().items()):
+            for at, size in enumerate(sizes):
+                rows = data.configurations(kernel, backend, size)
+                found |= not rows.empty
+                share = 100 * rows.device_us_p50.min() / rows.device_us_p50
+                x = at + 0.27 * (i - (len(looks()) - 1) / 2)
+                spread = x + 0.09 * np.sin(2.4 * np.arange(len(share)))  # fixed, not random
+                ax.plot(spread, share, look.marker, color=look.color, ms=2, alpha=0.6, mew=0)
+                default = share[rows.default.astype(bool)]
+                ax.plot([x] * len(default), default, "_", color=INK, ms=14, mew=1.6)
+        if not found:
+            _empty(ax)
+        ax.set_xticks(range(len(sizes)), [_short(size) for size in sizes])
+        ax.set_xlabel(" = ".join(names := [*parse_size(sizes[0])]) + ", or " + ", ".join(names))
+        ax.set_ylim(0, 105)
+        ax.set_title("% of the fastest configuration's speed")
+        entries = _points(ms=5)
+        entries["the default"] = Line2D([], [], color=INK, marker="_", ls="", ms=14, mew=1.6)
+        _legend(figure, entries)
+        sns.despine(figure)
+    return figure
+
+
+def _short(size: str) -> str:
+    """A tick: of a square size its side, of another a dimension below the other."""
+    sides = list(parse_size(size).values())
+    return "\n".join(_tick(n) for n in (sides[:1] if len(set(sides)) == 1 else sides))
+
+
+def tuning_predicted(data: Data, kernel: str) -> Figure:
+    """The time of each configuration at the headline, a panel a backend, over what the cost model
+    predicts of it; both as multiples of the least. In the title, how well the order is predicted.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            *(1, len(looks())),
+            figsize=(7.0, 2.9),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        for ax, (backend, look) in zip(axes[0], looks().items(), strict=True):
+            rows = data.configurations(kernel, backend)
+            title = registry.BACKENDS[backend].title
+            ax.set_title(title)
+            if rows.empty:
+                _empty(ax)
+                continue
+            x, y = (rows[name] / rows[name].min() for name in ("predicted_clocks", "device_us_p50"))
+            ax.plot(x, y, look.marker, color=look.color, ms=3.5, mec=PAPER, mew=0.3)
+            ends = [1, max(x.max(), y.max())]
+            ax.plot(ends, ends, color=INK, lw=1, zorder=1)
+            ax.set_title(f"{title}: ρ = {x.rank().corr(y.rank()):.2f}")
+            ax.set(xscale="log", yscale="log")
+            for axis in (ax.xaxis, ax.yaxis):
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_locator(NullLocator())
+        figure.supxlabel("predicted clocks / the least", fontsize=9)
+        axes[0][0].set_ylabel("time / the least")
+        sns.despine(figure)
+    return figure
+
+
 def every(data: Data) -> dict[str, Figure]:
     """File name → figure, for the whole report."""
     ladders = dict.fromkeys(filter(None, (registry.spec(k).ladder for k in registry.kernels())))
@@ -629,5 +701,11 @@ def every(data: Data) -> dict[str, Figure]:
             f"memory_levels_{k}": memory_levels(data, k)
             for k in registry.kernels()
             if registry.spec(k).warm
+        },
+        **{
+            f"{figure.__name__}_{k}": figure(data, k)
+            for k in registry.kernels()
+            if registry.spec(k).tuning
+            for figure in (tuning_landscape, tuning_predicted)
         },
     }

@@ -6,6 +6,8 @@ order. Before that it must agree with the oracle at all check sizes.
 
 A row of tuning.csv is a configuration at a size, in the first dtype:
     a column for each field of the configuration
+    default             whether a GPU takes it that was not searched
+    predicted_clocks    by the cost model
     device_us_p50       the median over the rounds; device_us_least, device_us_most
     registers, spilled_bytes, shared_bytes   of the kernel that a call launches last
     error               why it has no time
@@ -30,7 +32,7 @@ from rich.table import Column, Table
 from implementations import DEVICE
 from implementations.common import driver, registry
 from implementations.common.check import dtype_name
-from implementations.common.device import model
+from implementations.common.device import model, properties
 from study.agree import agreement
 from study.bench import store
 from study.bench.cells import Cell, Selection, parse_size, seed, size_text
@@ -38,11 +40,18 @@ from study.bench.fingerprint import code_fingerprint
 from study.bench.progress import console, progress
 from study.bench.worker import PACKAGES, Worker, WorkerFailed
 from study.speed import timing
+from study.speed.cost_model import clocks
 
 ROUNDS, LOAD_US = 3, 10_000
 PREPARE_TIMEOUT, TIMEOUT = 300, 60  # seconds for all configurations of a worker, for one
 RESOURCES = ("registers", "spilled_bytes", "shared_bytes")
 TIMES = ("device_us_p50", "device_us_least", "device_us_most")
+
+
+def searches(cell: Cell) -> bool:
+    """Whether a cell is one of those whose configurations are searched."""
+    spec = registry.spec(cell.kernel)
+    return spec.tuning is not None and cell.torch_dtype == spec.dtypes[0]
 
 
 # --- in a worker ----------------------------------------------------------------------------------
@@ -129,12 +138,18 @@ class Candidate:
 
     def rows(self) -> Iterator[dict]:
         """A row of tuning.csv at each size."""
-        for size in map(size_text, registry.spec(self.kernel).bench_sizes):
+        spec, gpu = registry.spec(self.kernel), properties()
+        for sizes in spec.bench_sizes:
+            size = size_text(sizes)
             us = self.us.get(size) or [math.nan]
             times = dict(zip(TIMES, (np.median(us), min(us), max(us)), strict=True))
             yield {
                 **self.cell(size).key,
                 **self.configuration._asdict(),
+                "default": self.configuration == spec.tuning.default(gpu),
+                "predicted_clocks": clocks(
+                    self.configuration, **sizes, multiprocessors=gpu.multiprocessors
+                ),
                 **(dict.fromkeys(TIMES, math.nan) if self.error else times),
                 **{name: self.resources.get(name, math.nan) for name in RESOURCES},
                 "error": self.error,
@@ -146,7 +161,8 @@ def run(selection: Selection, *, data: Path) -> bool:
     and the fastest in the kernels' own tables.
 
     Returns whether every backend found a configuration for each size. Raises RuntimeError without a
-    GPU, or where no selected kernel is tuned, DamagedData where the file cannot be read.
+    GPU or a backend, or where no selected kernel is tuned, DamagedData where the file cannot be
+    read.
     """
     if DEVICE != "cuda":
         raise RuntimeError("tune needs a CUDA device, and torch finds none")
@@ -162,6 +178,8 @@ def run(selection: Selection, *, data: Path) -> bool:
             console.print(f"{backend} cannot run here: {reason}")
         else:
             able.append(backend)
+    if not able:
+        raise RuntimeError("tune needs a backend that can run here")
     complete = len(able) == len(selection.backends) or not selection.by_name
     for kernel in tuned:
         candidates = [

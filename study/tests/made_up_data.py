@@ -16,15 +16,17 @@ import torch
 
 from implementations.common import registry
 from implementations.common.check import dtype_name
+from implementations.tiers.compile import TARGETS
 from study.agree.agreement import rule_name
 from study.agree.stability import cells
 from study.bench import store
 from study.bench.cells import SLOWER, TIMED, WARM, Cell, select, size_text
 from study.bench.entries import FLOOR, groups, reference, work
-from study.bench.fingerprint import fingerprint, spec_fingerprint
+from study.bench.fingerprint import code_fingerprint, fingerprint, spec_fingerprint
 from study.code.codegen import CLASSES
 from study.report.data import PUBLISHED, bound_by, headline
 from study.report.prose import TEXT
+from study.speed.cost_model import clocks
 from study.speed.ratios import derive, protocol
 
 REACHED = {  # of the limit, by the unit of the work
@@ -32,6 +34,7 @@ REACHED = {  # of the limit, by the unit of the work
     "TFLOP/s": {"triton": 0.95, "cupy": 0.62, "numba": 0.6, "cublas": 1.0},
 }
 LIMIT = {"GB/s": 3000, "TFLOP/s": 690}
+GPU = TARGETS["sm_90a"].properties
 HIGHEST_CLOCK = 1980  # MHz
 FLOOR_US = 1.2
 TOKENS = {"triton": 220, "cupy": 560, "numba": 610}
@@ -216,6 +219,29 @@ def stability() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def tuning() -> pd.DataFrame:
+    """tuning.csv: each configuration takes as long as is predicted, give or take, but for the last
+    of the space, which fails."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for kernel in registry.kernels():
+        spec = registry.spec(kernel)
+        for backend in registry.BACKENDS if spec.tuning else ():
+            for size in spec.bench_sizes:
+                for configuration in spec.tuning.space:
+                    predicted = clocks(configuration, **size, multiprocessors=GPU.multiprocessors)
+                    failed = configuration == spec.tuning.space[-1]
+                    rows.append(
+                        Cell(kernel, backend, headline(kernel)[0], size_text(size)).key
+                        | configuration._asdict()
+                        | dict(default=configuration == spec.tuning.default(GPU))
+                        | dict(predicted_clocks=predicted, error="no memory" if failed else "")
+                        | dict(device_us_p50=math.nan if failed else predicted * rng.uniform(1, 2))
+                        | dict(source_hash=code_fingerprint(kernel, backend))
+                    )
+    return pd.DataFrame(rows)
+
+
 def mutants() -> pd.DataFrame:
     """mutants.csv of two faults in each: the addresses show one, the values the other."""
     return pd.DataFrame(
@@ -247,6 +273,7 @@ def write(data: Path, failed: Mapping[tuple[str, str], str] = {}) -> Path:  # no
     store.write(home / "protocol.csv", protocol(table))
     store.write(home / "agreement.csv", agreement())
     store.write(home / "stability.csv", stability())
+    store.write(home / "tuning.csv", tuning())
     store.write(data / "complexity.csv", complexity())
     store.write(data / "radon.csv", radon())
     store.write(data / "codegen.csv", codegen())

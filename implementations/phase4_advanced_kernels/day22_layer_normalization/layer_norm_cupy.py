@@ -17,6 +17,28 @@ MAX_CLUSTER = 8  # blocks of a cluster, at most
 SOURCE = CudaSource(Path(__file__).with_name("layer_norm.cu"))
 
 
+def dealt(x):
+    """The grid, the block and the template arguments by which a matrix's rows get their threads."""
+    M, N = x.shape
+    VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
+    if N % VEC:  # rows do not start at a multiple of 16 bytes
+        VEC = 1
+    max_cluster = MAX_CLUSTER if properties(x.device).clusters() else 1
+    packs = N // VEC
+    row_threads = max(min(packs, 32), -(-N // PER_THREAD))
+    row_threads = 1 << (row_threads - 1).bit_length()
+    LONG = row_threads > max_cluster * MAX_THREADS
+    if LONG:
+        row_threads = max_cluster * CLUSTER_BLOCK
+    CLUSTER = min(row_threads // CLUSTER_BLOCK, max_cluster) if row_threads > MAX_THREADS else 1
+    THREADS = row_threads // CLUSTER
+    PACKS = min(-(-packs // row_threads), PER_THREAD // VEC)
+    ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory
+    grid = (-(-M // ROWS) * CLUSTER,)
+    template = dict(T=x.dtype, VEC=VEC, PACKS=PACKS, THREADS=THREADS, ROWS=ROWS)
+    return grid, (THREADS, ROWS), template | dict(CLUSTER=CLUSTER, LONG=LONG)
+
+
 def layer_norm(x, w, b, eps):
     eps = check(x, w, b, eps)
     M, N = x.shape
@@ -24,24 +46,8 @@ def layer_norm(x, w, b, eps):
     mean = torch.empty(M, dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
     if x.numel() > 0:
-        VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
-        if N % VEC:  # rows do not start at a multiple of 16 bytes
-            VEC = 1
-        max_cluster = MAX_CLUSTER if properties(x.device).clusters() else 1
-        packs = N // VEC
-        row_threads = max(min(packs, 32), -(-N // PER_THREAD))
-        row_threads = 1 << (row_threads - 1).bit_length()
-        LONG = row_threads > max_cluster * MAX_THREADS
-        if LONG:
-            row_threads = max_cluster * CLUSTER_BLOCK
-        CLUSTER = min(row_threads // CLUSTER_BLOCK, max_cluster) if row_threads > MAX_THREADS else 1
-        THREADS = row_threads // CLUSTER
-        PACKS = min(-(-packs // row_threads), PER_THREAD // VEC)
-        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory
-        grid = (-(-M // ROWS) * CLUSTER,)
-        template = dict(T=x.dtype, VEC=VEC, PACKS=PACKS, THREADS=THREADS, ROWS=ROWS)
-        template |= dict(CLUSTER=CLUSTER, LONG=LONG)
-        kernel = "layer_norm_cluster_kernel" if CLUSTER > 1 else "layer_norm_kernel"
-        args = x, w, b, y, mean, rstd, M, N, eps
-        SOURCE.launch(kernel, grid, (THREADS, ROWS), *args, **template)
+        grid, block, template = dealt(x)
+        cluster = template["CLUSTER"] > 1
+        kernel = "layer_norm_cluster_kernel" if cluster else "layer_norm_kernel"
+        SOURCE.launch(kernel, grid, block, x, w, b, y, mean, rstd, M, N, eps, **template)
     return y, mean, rstd

@@ -9,13 +9,16 @@ from numba import cuda, float32, int64
 
 from implementations.common.device import properties
 from implementations.common.numba_cuda import launch
-from implementations.instructions.access import load, load_pack, shared_address, store, store_pack
 from implementations.instructions.cluster import (
-    cluster_barrier,
     cluster_barrier_arrive,
     cluster_barrier_wait,
     cluster_dims,
-    store_remote,
+)
+from implementations.instructions.row_norm import (
+    make_add_deviations,
+    make_load_row,
+    make_store_normalized,
+    make_sum_row,
 )
 from implementations.phase4_advanced_kernels.day22_layer_normalization.layer_norm import check
 
@@ -27,126 +30,6 @@ MAX_CLUSTER = 8  # blocks of a cluster, at most
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
-def make_sum_lanes(LANES):
-    """The function that adds up a value over LANES neighbouring lanes, in each of them."""
-
-    @cuda.jit(device=True)
-    def sum_lanes(value):
-        delta = LANES // 2
-        while delta > 0:
-            value += cuda.shfl_xor_sync(0xFFFFFFFF, value, delta)
-            delta //= 2
-        return value
-
-    return sum_lanes
-
-
-@cache
-def make_sum_row(THREADS, CLUSTER):
-    """The function that adds up a value over the threads of a row, in every one of them. `sSums`
-    holds it a warp of the row, and is used once: one barrier suffices. `rank`: this block's place
-    in the cluster, whose blocks have begun."""
-    IN_BLOCK = max(THREADS // 32, 1)
-    WARPS = CLUSTER * IN_BLOCK
-    sum_in_warp, sum_warps = make_sum_lanes(min(THREADS, 32)), make_sum_lanes(32)
-
-    @cuda.jit(device=True)
-    def sum_row(value, sSums, rank):
-        value = sum_in_warp(value)
-        if THREADS > 32:
-            lane, warp = cuda.threadIdx.x % 32, rank * IN_BLOCK + cuda.threadIdx.x // 32
-            if CLUSTER > 1:
-                # each lane takes one block, so that every block has the sums of all warps
-                if lane < CLUSTER:
-                    store_remote(shared_address(sSums, warp), lane, value)
-                cluster_barrier()  # all is there; a block that ends now is not written to any more
-            else:
-                if lane == 0:
-                    sSums[warp] = value
-                cuda.syncthreads()
-            # every warp adds up all; neighbours read neighbouring words: no bank conflict
-            value = float32(0)
-            for w in range(lane, WARPS, 32):
-                value += sSums[w]
-            value = sum_warps(value)
-        return value
-
-    return sum_row
-
-
-@cache
-def make_load_row(VEC, PACKS, STEP):
-    """The function that loads the packs of the row's thread `row_tid`, of the `count` elements from
-    x[start] on, as fp32. Beyond these they are 0."""
-
-    @cuda.jit(device=True)
-    def load_row(v, x, start, row_tid, count):
-        for p in range(PACKS):
-            n = (p * STEP + row_tid) * VEC  # neighbours read neighbouring packs
-            if n < count:
-                if VEC > 1:
-                    load_pack(x, start + n, v, p * VEC)
-                else:
-                    v[p] = load(x, start + n)
-            else:
-                for k in range(VEC):
-                    v[p * VEC + k] = float32(0)
-
-    return load_row
-
-
-@cache
-def make_add_deviations(VEC, PACKS, STEP):
-    """The function that adds the deviations of a thread's elements from `shift` to s1, and their
-    squares to s2; pack by pack, as a long sum would round off more of what it is given."""
-
-    @cuda.jit(device=True)
-    def add_deviations(s1, s2, v, shift, row_tid, count):
-        for p in range(PACKS):
-            if (p * STEP + row_tid) * VEC < count:
-                d1, d2 = float32(0), float32(0)
-                for k in range(VEC):
-                    d = v[p * VEC + k] - shift
-                    d1 += d
-                    d2 += d * d
-                s1 += d1
-                s2 += d2
-        return s1, s2
-
-    return add_deviations
-
-
-@cache
-def make_store_normalized(VEC, PACKS, STEP):
-    """The function that stores y of a thread's elements v, of the `count` elements from y[start]
-    on; those of w and b, which all rows share, start at `first` and come from the L1 or the L2. The
-    mean is shift + left."""
-
-    @cuda.jit(device=True)
-    def store_normalized(v, w, b, first, y, start, shift, left, rstd, row_tid, count):
-        w_pack = cuda.local.array(VEC, float32)
-        b_pack = cuda.local.array(VEC, float32)
-        for p in range(PACKS):
-            n = (p * STEP + row_tid) * VEC
-            if n < count:
-                if VEC > 1:
-                    load_pack(w, first + n, w_pack, 0)
-                    load_pack(b, first + n, b_pack, 0)
-                else:
-                    w_pack[0] = load(w, first + n)
-                    b_pack[0] = load(b, first + n)
-                for k in range(VEC):
-                    normal = (v[p * VEC + k] - shift - left) * rstd
-                    v[p * VEC + k] = normal * w_pack[k] + b_pack[k]
-                if VEC > 1:
-                    store_pack(y, start + n, v, p * VEC)
-                else:
-                    store(y, start + n, v[p])
-
-    return store_normalized
-
-
-@cache
 def layer_norm_kernel(VEC, PACKS, THREADS, ROWS, CLUSTER, LONG):
     """The kernel that reads once a row that the registers hold. The first part of a LONG one gives
     the shift; all parts give the sums, and are then read again, backwards from the last, which is
@@ -209,6 +92,27 @@ def layer_norm_kernel(VEC, PACKS, THREADS, ROWS, CLUSTER, LONG):
     return kernel
 
 
+def dealt(x):
+    """The grid, the block and the constants by which a matrix's rows get their threads."""
+    M, N = x.shape
+    VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
+    if N % VEC:  # rows do not start at a multiple of 16 bytes
+        VEC = 1
+    max_cluster = MAX_CLUSTER if properties(x.device).clusters() else 1
+    packs = N // VEC
+    row_threads = max(min(packs, 32), -(-N // PER_THREAD))
+    row_threads = 1 << (row_threads - 1).bit_length()
+    LONG = row_threads > max_cluster * MAX_THREADS
+    if LONG:
+        row_threads = max_cluster * CLUSTER_BLOCK
+    CLUSTER = min(row_threads // CLUSTER_BLOCK, max_cluster) if row_threads > MAX_THREADS else 1
+    THREADS = row_threads // CLUSTER
+    PACKS = min(-(-packs // row_threads), PER_THREAD // VEC)
+    ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory
+    grid = (-(-M // ROWS) * CLUSTER,)
+    return grid, (THREADS, ROWS), (VEC, PACKS, THREADS, ROWS, CLUSTER, LONG)
+
+
 def layer_norm(x, w, b, eps):
     eps = check(x, w, b, eps)
     M, N = x.shape
@@ -216,22 +120,7 @@ def layer_norm(x, w, b, eps):
     mean = torch.empty(M, dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
     if x.numel() > 0:
-        VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
-        if N % VEC:  # rows do not start at a multiple of 16 bytes
-            VEC = 1
-        max_cluster = MAX_CLUSTER if properties(x.device).clusters() else 1
-        packs = N // VEC
-        row_threads = max(min(packs, 32), -(-N // PER_THREAD))
-        row_threads = 1 << (row_threads - 1).bit_length()
-        LONG = row_threads > max_cluster * MAX_THREADS
-        if LONG:
-            row_threads = max_cluster * CLUSTER_BLOCK
-        CLUSTER = min(row_threads // CLUSTER_BLOCK, max_cluster) if row_threads > MAX_THREADS else 1
-        THREADS = row_threads // CLUSTER
-        PACKS = min(-(-packs // row_threads), PER_THREAD // VEC)
-        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory
-        grid = (-(-M // ROWS) * CLUSTER,)
-        kernel = layer_norm_kernel(VEC, PACKS, THREADS, ROWS, CLUSTER, LONG)
+        grid, block, constants = dealt(x)
         args = x.view(-1), w, b, y.view(-1), mean, rstd, M, N, np.float32(eps)
-        launch(kernel, grid, (THREADS, ROWS), *args)
+        launch(layer_norm_kernel(*constants), grid, block, *args)
     return y, mean, rstd

@@ -5,14 +5,8 @@ from pathlib import Path
 import torch
 
 from implementations.common.cuda_cpp import CudaSource
-from implementations.common.device import properties
+from implementations.phase4_advanced_kernels.day22_layer_normalization.layer_norm_cupy import dealt
 from implementations.phase4_advanced_kernels.day23_fused_layer_norm.add_layer_norm import check
-
-BLOCK = 128  # threads of a block, unless one row takes more
-PER_THREAD = 32  # elements a thread holds, at most
-MAX_THREADS = 1024  # threads of a block, at most
-CLUSTER_BLOCK = 512  # threads of a cluster's block: of two on a multiprocessor one loads meanwhile
-MAX_CLUSTER = 8  # blocks of a cluster, at most
 
 SOURCE = CudaSource(Path(__file__).with_name("add_layer_norm.cu"))
 
@@ -24,24 +18,9 @@ def add_layer_norm(x, residual, w, b, eps):
     mean = torch.empty(M, dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
     if x.numel() > 0:
-        VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
-        if N % VEC:  # rows do not start at a multiple of 16 bytes
-            VEC = 1
-        max_cluster = MAX_CLUSTER if properties(x.device).clusters() else 1
-        packs = N // VEC
-        row_threads = max(min(packs, 32), -(-N // PER_THREAD))
-        row_threads = 1 << (row_threads - 1).bit_length()
-        LONG = row_threads > max_cluster * MAX_THREADS
-        if LONG:
-            row_threads = max_cluster * CLUSTER_BLOCK
-        CLUSTER = min(row_threads // CLUSTER_BLOCK, max_cluster) if row_threads > MAX_THREADS else 1
-        THREADS = row_threads // CLUSTER
-        PACKS = min(-(-packs // row_threads), PER_THREAD // VEC)
-        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory
-        grid = (-(-M // ROWS) * CLUSTER,)
-        template = dict(T=x.dtype, VEC=VEC, PACKS=PACKS, THREADS=THREADS, ROWS=ROWS)
-        template |= dict(CLUSTER=CLUSTER, LONG=LONG)
-        kernel = "add_layer_norm_cluster_kernel" if CLUSTER > 1 else "add_layer_norm_kernel"
+        grid, block, template = dealt(x)
+        cluster = template["CLUSTER"] > 1
+        kernel = "add_layer_norm_cluster_kernel" if cluster else "add_layer_norm_kernel"
         args = x, residual, w, b, y, s, mean, rstd, M, N, eps
-        SOURCE.launch(kernel, grid, (THREADS, ROWS), *args, **template)
+        SOURCE.launch(kernel, grid, block, *args, **template)
     return y, s, mean, rstd

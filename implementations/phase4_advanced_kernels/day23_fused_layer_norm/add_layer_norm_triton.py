@@ -4,6 +4,10 @@ import torch
 import triton
 import triton.language as tl
 
+from implementations.phase4_advanced_kernels.day22_layer_normalization.layer_norm_triton import (
+    add_deviations,
+    statistics,
+)
 from implementations.phase4_advanced_kernels.day23_fused_layer_norm.add_layer_norm import check
 
 TILE = 4096  # elements a program holds, unless one row is longer
@@ -19,24 +23,6 @@ def add_rows(x_ptrs, residual_ptrs, s_ptrs, mask):
     s = (x + residual).to(s_ptrs.dtype.element_ty)
     tl.store(s_ptrs, s, mask=mask)
     return s.to(tl.float32)
-
-
-@triton.jit
-def add_deviations(s1, s2, s, shift, in_tile):
-    """Add the deviations from `shift` of what is `in_tile` to s1, a sum a row, their squares to s2.
-    Shapes: s (ROWS, BLOCK_N), fp32, in_tile (1, BLOCK_N), the others (ROWS, 1)."""
-    d = tl.where(in_tile, s - shift, 0.0)
-    return s1 + tl.sum(d, 1, keep_dims=True), s2 + tl.sum(d * d, 1, keep_dims=True)
-
-
-@triton.jit
-def statistics(shift, s1, s2, N, eps):
-    """What the shift leaves of the mean, mean and rstd. Divisions are rounded correctly: of a row
-    whose elements are equal, both terms of the variance are then the same number."""
-    left = tl.div_rn(s1, N)
-    rstd = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(s2, N) - left * left + eps))
-    # an infinity in a later tile is not in the shift, and makes rstd NaN
-    return left, tl.where(rstd >= 0, shift + left, rstd), rstd
 
 
 @triton.jit

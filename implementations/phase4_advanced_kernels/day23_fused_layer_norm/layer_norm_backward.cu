@@ -11,14 +11,6 @@
 #include "access.cuh"
 #include "reduce.cuh"
 
-template <int LANES>
-__device__ float sum_lanes(float value) {
-#pragma unroll
-    for (int delta = LANES / 2; delta > 0; delta /= 2)
-        value += __shfl_xor_sync(0xffffffff, value, delta);
-    return value;
-}
-
 // One row as one thread has it: its packs of dy and x, and the row's mean and rstd.
 template <typename T, int VEC, int PACKS>
 struct Row {

@@ -8,7 +8,7 @@ from numba import cuda, float32, int64
 from implementations.common.device import properties
 from implementations.common.numba_cuda import launch
 from implementations.instructions.access import load, load_pack, store, store_pack
-from implementations.instructions.reduce import Sum, reduce_row
+from implementations.instructions.reduce import Sum, make_sum_lanes, reduce_row
 from implementations.phase4_advanced_kernels.day23_fused_layer_norm.layer_norm_backward import check
 
 BLOCK = 256  # threads of a block, unless one row takes more than a warp
@@ -21,21 +21,6 @@ SUM_TX, SUM_TY = 32, 16  # of the last kernel
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
-def make_sum_lanes(LANES):
-    """The function that adds up a value over LANES neighbouring lanes, in each of them."""
-
-    @cuda.jit(device=True)
-    def sum_lanes(value):
-        delta = LANES // 2
-        while delta > 0:
-            value += cuda.shfl_xor_sync(0xFFFFFFFF, value, delta)
-            delta //= 2
-        return value
-
-    return sum_lanes
-
-
-@cache
 def make_load_row(VEC, PACKS, THREADS):
     """The function that loads a thread's packs of a row of dy and x, of `count` elements."""
 

@@ -17,10 +17,12 @@ from study.bench import store
 from study.bench.cells import select
 from study.bench.fingerprint import code_fingerprint
 from study.bench.worker import WorkerFailed
-from study.speed import tune
+from study.speed import cost_model, tune
 
 TUNED = [kernel for kernel in registry.kernels() if registry.spec(kernel).tuning]
 KERNEL = TUNED[0]
+GPU = TARGETS["sm_90a"].properties
+DEFAULT = registry.spec(KERNEL).tuning.default(GPU)
 FEW = 4  # configurations of a space that are tried here: a GPU tries all before it times them
 
 
@@ -41,9 +43,31 @@ Other GPU,triton,512,512,128,4
 @pytest.fixture
 def tuning(tmp_path, monkeypatch):
     monkeypatch.setattr(device, "named", lambda device: "Some GPU")
-    monkeypatch.setattr(device, "describe", lambda device: TARGETS["sm_90a"].properties)
+    monkeypatch.setattr(device, "describe", lambda device: GPU)
     (tmp_path / "winners.csv").write_text(ROWS)
     return Tuning(SPACE, lambda properties: Sides(64, 4), tmp_path / "winners.csv")
+
+
+# --- what a configuration should take -------------------------------------------------------------
+
+
+def test_the_larger_of_two_paths_bounds_a_step_and_a_part_of_a_wave_a_whole_one():
+    class Tiles(NamedTuple):
+        BLOCK_M: int = 128
+        BLOCK_N: int = 256
+        BLOCK_K: int = 64
+        num_warps: int = 8
+        warp: tuple = (64, 64)
+
+    def clocks(M, N=256, K=64, **tiles):
+        return cost_model.clocks(Tiles(**tiles), M, N, K, multiprocessors=4)
+
+    step = ((128 + 256) * 64 * 2 + 8 * (64 + 64) * 64 * 2) / cost_model.SHARED_BYTES
+    assert clocks(1) == clocks(128) == clocks(4 * 128) == step
+    assert clocks(4 * 128 + 1) == 2 * step and clocks(128, K=129) == 3 * step
+    # 5 bytes of shared memory to one of the L2: the latter bounds where it gives less than a fifth
+    many = cost_model.clocks(Tiles(), 128, 256, 64, multiprocessors=1000)
+    assert many == (128 + 256) * 64 * 2 * 1000 / cost_model.L2_BYTES > step
 
 
 # --- what a host takes --------------------------------------------------------------------------
@@ -118,7 +142,8 @@ def search(monkeypatch, tmp_path):
     monkeypatch.setattr(tune.os, "cpu_count", lambda: 3)
     tuning = registry.spec(KERNEL).tuning
     monkeypatch.setattr(tuning, "winners", tmp_path / "winners.csv")
-    monkeypatch.setattr(tuning, "space", tuning.space[:FEW])
+    monkeypatch.setattr(tuning, "space", (*tuning.space[: FEW - 1], DEFAULT))
+    monkeypatch.setattr(device, "describe", lambda device: GPU)
     calls = Counter()
 
     def run(us, backends=None):
@@ -151,6 +176,8 @@ def test_all_are_tried_equally_and_kept(search):
     assert set(search.calls.values()) == {len(space), tune.ROUNDS * len(sizes) * len(space)}
     assert (table.registers == 128).all() and table.device_us_p50.between(9, 10.03).all()
     assert (table.device_us_least <= table.device_us_p50).all()
+    assert (table.predicted_clocks > 0).all()
+    assert table.default.sum() == 3 * len(sizes)
     hashes = {code_fingerprint(KERNEL, backend) for backend in registry.BACKENDS}
     assert set(table.source_hash) == hashes
 
@@ -204,6 +231,13 @@ def test_without_a_gpu_or_a_tuned_kernel_it_is_refused(tmp_path, monkeypatch):
     other = next(k for k in registry.kernels() if k not in TUNED)
     with pytest.raises(RuntimeError, match=f"those that are: {KERNEL}"):
         tune.run(select(other), data=tmp_path)
+
+
+def test_without_a_backend_it_is_refused(search, monkeypatch):
+    monkeypatch.setattr(registry, "missing", lambda backend: "it is not installed")
+    with pytest.raises(RuntimeError, match="needs a backend"):
+        search(flat)
+    assert not search.tuning.winners.exists()
 
 
 def test_of_equal_medians_the_first_wins():
