@@ -14,7 +14,7 @@ MAX_THREADS = 512  # threads of a row: more would have too few registers
 RESIDENT = 512  # threads that a multiprocessor has at once
 TX, TY = 64, 4  # threads of a block along a row and down it: a strip of 1 KB
 PARTS = 8  # of the rows, for blocks that own a strip
-SUM_TX, SUM_TY = 32, 16  # of the last kernel
+SUM_TX, SUM_TY = 32, 8  # of the last kernel
 
 SOURCE = CudaSource(Path(__file__).with_name("layer_norm_backward.cu"))
 
