@@ -35,7 +35,7 @@ def _mma(a, b, c, decode):
         A, B = np.empty((16, 16), np.float32), np.empty((16, 8), np.float32)
         A[A_ROW, A_COL] = decode(np.array(ra, np.int32))
         B[B_ROW, B_COL] = decode(np.array(rb, np.int32))
-        return (A @ B)[D_ROW, D_COL] + np.array(rc, np.float32)
+        return ((A @ B)[D_ROW, D_COL] + np.array(rc, np.float32)).tolist()
 
     return tuple(cpu.exchange((a, b, c), product, "mma")[cpu.lane()])
 
@@ -61,15 +61,15 @@ LDMATRIX = "ldmatrix.sync.aligned.m8n8.x4{}.shared.b16 {{$0,$1,$2,$3}}, [$4];"
 
 
 def _ldmatrix(row, transposed):
-    """Registers of this lane from the row addresses that all lanes hand in."""
-    table = cpu.exchange(aligned(row), None, "ldmatrix")
-    g, t = cpu.lane() // 4, cpu.lane() % 4 * 2
-    words = []
-    for j in range(4):
-        tile = np.array([table[8 * j + r][:8] for r in range(8)])
-        pair = tile[t : t + 2, g] if transposed else tile[g, t : t + 2]
-        words.append(np.ascontiguousarray(pair).view(np.int32)[0])
-    return tuple(words)
+    """Registers of this lane from the row addresses that all lanes hand in, read once for all."""
+
+    def load(table):
+        tiles = np.array([table[l][:8] for l in range(32)]).reshape(4, 8, 8)
+        if transposed:
+            tiles = np.ascontiguousarray(tiles.transpose(0, 2, 1))
+        return tiles.view(np.int32).reshape(4, 32).T.tolist()  # lane l has a pair of row l // 4
+
+    return tuple(cpu.exchange(aligned(row), load, "ldmatrix")[cpu.lane()])
 
 
 @kind("copy")

@@ -5,7 +5,7 @@ temporary folder, come first on `implementations.__path__`, so that they shadow 
 while spec, inputs and hash stay the kernel's. It is tried cell by cell, small ones first, until one
 rejects it. The kernel itself must agree there under the same conditions, or the rejection proves
 nothing. What no cell rejects is tried again under stricter conditions: a sanitizer, other orders of
-threads.
+threads, a GPU of more multiprocessors.
 
 Status of a mutant:
     killed      rejected, by the check of `verify` named or by what it raised (RAISED, below)
@@ -34,6 +34,7 @@ from rich.table import Column, Table
 import implementations
 from implementations.common import registry
 from implementations.common.check import dtype_name
+from implementations.tiers.cpu import MULTIPROCESSORS
 from study.agree import verify
 from study.agree.faults import BEYOND, OPERATORS, Mutant, mutants
 from study.bench import store
@@ -53,6 +54,8 @@ STRICTER: dict[tuple[str, str], tuple[Conditions, ...]] = {
     ("barrier missing", "cupy"): ({"STUDY_SANITIZE": "thread"},),
     ("barrier missing", "numba"): tuple({"STUDY_THREAD_SEED": str(s)} for s in range(2, 6)),
 }
+
+LARGER_GPU = {MULTIPROCESSORS: "16"}
 
 # What a raised error says → what it is called; the first that fits. Anything else that is raised is
 # the refusal of a compiler, or of Python where a compiler would have refused.
@@ -132,10 +135,19 @@ def attempts(mutant: Mutant, known: dict[tuple, tuple]) -> list[tuple[Cell, Cond
             work = spec.work(dtype, **size).bytes
             cells.append((place, not work, work, cell))
     cells = [cell for *_, cell in sorted(cells, key=lambda entry: entry[:3])]
-    stricter = STRICTER.get((mutant.operator, mutant.backend), ())
-    found = [(cell, conditions) for conditions in ({}, *stricter) for cell in cells]
+    conditions = [{}, *STRICTER.get((mutant.operator, mutant.backend), ())]
+    if scales(mutant.kernel, mutant.backend):
+        conditions += [each | LARGER_GPU for each in conditions]
+    found = [(cell, each) for each in conditions for cell in cells]
     last = known.get(mutant.key)
     return sorted(found, key=lambda a: (a[0].dtype, a[0].size, _text(a[1])) != last)
+
+
+@cache
+def scales(kernel: str, backend: str) -> bool:
+    """Whether an implementation launches by the number of multiprocessors."""
+    texts = (path.read_text() for path in registry.files(kernel, backend))
+    return any(re.search(r"\.(multiprocessors\b|programs\()", text) for text in texts)
 
 
 def _text(conditions: Conditions) -> str:

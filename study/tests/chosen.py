@@ -6,6 +6,7 @@ import torch
 
 from implementations.common import registry
 from implementations.common.rules import Function
+from study.agree.mutants import scales
 from study.bench.cells import select
 from study.report.data import bound_by
 
@@ -47,6 +48,13 @@ def staged() -> list[tuple[str, str]]:
         if any(".stages(" in path.read_text() for path in registry.files(kernel, backend))
     ]
     return _some(found, "an implementation that calls `stages`")
+
+
+def scaling() -> list[tuple[str, str]]:
+    """The kernels and backends that launch by the number of multiprocessors."""
+    every = select()
+    found = [(k, b) for k in every.kernels for b in every.backends if scales(k, b)]
+    return _some(found, "an implementation that asks for the multiprocessors")
 
 
 def functions() -> list[str]:

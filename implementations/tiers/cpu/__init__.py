@@ -3,8 +3,12 @@
 `install` puts in place what stands in for a backend there: Triton's interpreter, mended; CUDA C++
 compiled for the CPU; Numba's kernels with greenlets for threads. They run one at a time, under
 `ONE_AT_A_TIME`, from whichever threads they are launched: what a kernel finds around it is global.
+
+The GPU that hosts are told of has two multiprocessors, or STUDY_MULTIPROCESSORS.
 """
 
+import os
+from dataclasses import replace
 from importlib import import_module
 from threading import RLock
 
@@ -22,16 +26,22 @@ class OnCpu(Properties):
 
 
 PROPERTIES = OnCpu(capability=(9, 0), multiprocessors=2, shared_bytes=227 * 1024)
+MULTIPROCESSORS = "STUDY_MULTIPROCESSORS"
 MODEL = "NVIDIA H200"  # whose tuned configurations are taken
 
 
 def install(stand_in: str | None) -> None:
     """Have hosts find the CPU where they ask for a GPU, and a module of this package put in place
     what its backend needs. RuntimeError where that cannot be."""
-    device.describe = lambda device: PROPERTIES
+    device.describe = _described
     device.named = lambda device: MODEL
     if stand_in:
         import_module(f"{__name__}.{stand_in}").install()
+
+
+def _described(device) -> Properties:
+    count = os.environ.get(MULTIPROCESSORS)
+    return replace(PROPERTIES, multiprocessors=int(count)) if count else PROPERTIES
 
 
 def pointed_at(args: tuple) -> list:

@@ -122,13 +122,14 @@ class Block:
         meeting = self.meetings.get(key)
         if meeting is None:
             meeting = self.meetings[key] = Meeting()
+        thread = getcurrent()
         meeting.values[who] = value
-        meeting.waiting.append(getcurrent())
+        meeting.waiting.append(thread)
         if len(meeting.values) == expected:
             del self.meetings[key]
             meeting.result = combine(meeting.values) if combine else meeting.values
             self.cluster.make_ready(meeting.waiting)
-        _wait(key[0])
+        _wait(thread, key[0])
         return meeting.result
 
     def twin(self, owner, peer):
@@ -218,9 +219,8 @@ def _places(seed):
     return [[(b * len(warps) + w) * WARP + l for w in warps for l in lanes] for b in blocks]
 
 
-def _wait(operation):
-    """Let others run until this thread is ready again."""
-    thread = getcurrent()
+def _wait(thread, operation):
+    """Let others run until this thread, the current one, is ready again."""
     thread.operation = operation
     thread.parent.switch()
 
@@ -320,7 +320,7 @@ def cluster_wait(operation):
         cluster.waiting.append(thread)
     else:
         cluster.make_ready([thread])
-    _wait(operation)
+    _wait(thread, operation)
     thread.waits += 1
 
 
@@ -528,9 +528,19 @@ def install() -> None:
     for name, function in MEANINGS.items():
         setattr(cuda, name, function)
     cuda.__getattr__ = _of_thread  # threadIdx, shared, laneid, ...
+    for kind in (types.Integer, types.Float):  # int32(x) and the like, of which there are many
+        kind.__call__ = _converted
     for name in dir(cuda_libdevice):
         if not name.startswith("_"):
             setattr(cuda_libdevice, name, partial(_libdevice, name))
+
+
+def _converted(kind, *args):
+    """What `kind(value)` is without a compiler; or `kind(*types)`, which is a signature."""
+    try:
+        return getattr(np, kind.name)(*args)
+    except TypeError:
+        return types.Type.__call__(kind, *args)
 
 
 def _libdevice(name, *args):
