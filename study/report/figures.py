@@ -666,8 +666,6 @@ def tuning_predicted(data: Data, kernel: str) -> Figure:
         )
         for ax, (backend, look) in zip(axes[0], looks().items(), strict=True):
             rows = data.configurations(kernel, backend)
-            title = registry.BACKENDS[backend].title
-            ax.set_title(title)
             if rows.empty:
                 _empty(ax)
                 continue
@@ -675,7 +673,7 @@ def tuning_predicted(data: Data, kernel: str) -> Figure:
             ax.plot(x, y, look.marker, color=look.color, ms=3.5, mec=PAPER, mew=0.3)
             ends = [1, max(x.max(), y.max())]
             ax.plot(ends, ends, color=INK, lw=1, zorder=1)
-            ax.set_title(f"{title}: ρ = {x.rank().corr(y.rank()):.2f}")
+            ax.set_title(f"ρ = {x.rank().corr(y.rank()):.2f}")
             ax.set(xscale="log", yscale="log")
             for axis in (ax.xaxis, ax.yaxis):
                 axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -683,6 +681,7 @@ def tuning_predicted(data: Data, kernel: str) -> Figure:
                 axis.set_minor_locator(NullLocator())
         figure.supxlabel("predicted clocks / the least", fontsize=9)
         axes[0][0].set_ylabel("time / the least")
+        _legend(figure, _points(ms=5) | {"as predicted": Line2D([], [], color=INK, lw=1)})
         sns.despine(figure)
     return figure
 

@@ -73,7 +73,8 @@ def test_built_again_it_is_the_same_to_the_byte(folder, text, built, tmp_path):
     assert {"report.md", "index.html", "report.pdf"} < {str(f) for f in files}
     warm = sum(registry.spec(kernel).warm for kernel in registry.kernels())
     ladders = {registry.spec(kernel).ladder for kernel in registry.kernels()} - {""}
-    others = 4 + len(ladders) + warm
+    tuned = sum(registry.spec(kernel).tuning is not None for kernel in registry.kernels())
+    others = 4 + len(ladders) + warm + 2 * tuned
     assert len(list(built.glob("figures/*.svg"))) == others + len(registry.kernels())
     for file in files:
         assert (out / file).read_bytes() == (built / file).read_bytes(), file
