@@ -13,9 +13,9 @@ from study.agree import stability
 from study.bench import store
 from study.bench.cells import AGAIN, SLOWER, TIMED, Cell, Selection
 from study.bench.entries import groups
-from study.bench.fingerprint import code_fingerprint, fingerprint, spec_fingerprint
+from study.bench.fingerprint import fingerprint, spec_fingerprint
 from study.bench.progress import console
-from study.report.data import Data
+from study.report.data import Data, fingerprint_of
 from study.speed import counters, tune
 
 MEASURED = ("agreement", "timings")  # the tables of a machine
@@ -44,7 +44,7 @@ def run(selection: Selection, *, data: Path) -> bool:
         for (kernel, backend), cells in groupby(
             sorted(wanted, key=_implementation), key=_implementation
         ):
-            total, missing, stale = compare(list(cells), found, _of_source(path))
+            total, missing, stale = compare(list(cells), found, fingerprint_of(path.stem))
             if missing or stale:
                 name = str(path.relative_to(data))
                 table.add_row(name, kernel, backend, *map(str, (total, missing, stale)))
@@ -100,11 +100,6 @@ def _wanted(
     implementations = list({Cell(cell.kernel, cell.backend, "", "") for cell in checked})
     for name in ("codegen.csv", "complexity.csv", "mutants.csv"):
         yield data / name, implementations
-
-
-def _of_source(path: Path) -> Callable[[str, str], str]:
-    """The fingerprint that a table's rows have."""
-    return code_fingerprint if path.stem == "tuning" else fingerprint
 
 
 def _implementation(cell: Cell) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -396,9 +397,14 @@ def _environment(path: Path) -> dict:
         raise store.DamagedData(f"{path} is damaged and was left untouched: {error}") from error
 
 
+def fingerprint_of(table: str) -> Callable[[str, str], str]:
+    """What makes the source_hash of a table's rows, of a kernel and a backend."""
+    return code_fingerprint if table == "tuning" else fingerprint
+
+
 def _stale(name: str, table: pd.DataFrame) -> pd.Series:
     """Which rows measured another source than that on the disk, or were judged by another spec."""
-    of_source = code_fingerprint if name == "tuning" else fingerprint
+    of_source = fingerprint_of(name)
     columns = [name for name in SOURCE if name in table]
     known = registry.kernels()
 

@@ -1,8 +1,7 @@
 """What a configuration of a product in tiles should take, before anything is run.
 
-The model is that of CUTLASS's notes: a multiprocessor works on its tiles one after another, each
-K-step as long as the slower of two paths takes, the one from the L2 and the one from shared memory,
-and the last wave takes as long as a full one.
+A multiprocessor works on its tiles one after another. Each K-step takes as long as the slower of
+two paths, from the L2 and from shared memory, and the last wave as long as a full one.
 """
 
 L2_BYTES = 6150  # that the L2 gives in a clock, to all multiprocessors of an H100 together
