@@ -141,6 +141,36 @@ def check_product(a, b, dtypes: tuple[torch.dtype, ...], M: int, N: int, K: int)
     check_at_most("b", "columns", b.shape[1], N)
 
 
+def check_attention(
+    q, k, v, causal, sm_scale, dtypes: tuple[torch.dtype, ...], head_dims: tuple[int, ...]
+) -> float:
+    """Require queries `q` (B, H, M, D), keys and values `k` and `v` (B, H, N, D), a bool, a number.
+
+    The tensors must be as `check_tensor` has it, of one dtype and on one device, D one of
+    `head_dims`, and `sm_scale` a finite float32. Returns `sm_scale`, rounded to that.
+    Raises TypeError for a wrong type or dtype, ValueError for a wrong shape, device or stride, or a
+    number that is not finite.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_tensor(name, x, ndim=4, dtypes=dtypes)
+        check_same(("q", name), q, x, "dtype", "device")
+    if q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
+        raise ValueError(
+            "q and k must have the same batches, heads and last dimension, "
+            f"got shapes {tuple(q.shape)} and {tuple(k.shape)}"
+        )
+    check_same(("k", "v"), k, v, "shape")
+    if q.shape[3] not in head_dims:
+        wanted = " or ".join(map(str, head_dims))
+        raise ValueError(f"q must have a last dimension of {wanted}, got {q.shape[3]}")
+    if not isinstance(causal, bool):
+        raise TypeError(f"causal must be a bool, got {type(causal).__name__}")
+    scale = check_number("sm_scale", sm_scale, torch.float32)
+    if not math.isfinite(scale):
+        raise ValueError(f"sm_scale must be finite, got {scale}")
+    return scale
+
+
 def check_block_size(block_size) -> None:
     """Require a power of two from 1 to 1024, as many as the threads of a block at most.
 

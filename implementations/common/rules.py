@@ -77,6 +77,22 @@ class Unary(Rule):
 
 
 @dataclass(frozen=True)
+class Function(Rule):
+    """|y - ŷ| ≤ ulp units in the last place of float32, in which a function is calculated, half of
+    one of float64, as ŷ is, and half of one of 16 bits, to which the result is then rounded.
+
+    ulp: what the documented accuracy of the functions that are called amounts to.
+    """
+
+    ulp: float
+
+    def bound(self, oracle):
+        rounded = {oracle.own.dtype, torch.float64} - {torch.float32}
+        halves = sum(_unit(oracle.value, each) / 2 for each in rounded)
+        return self.ulp * _unit(oracle.value, torch.float32) + halves
+
+
+@dataclass(frozen=True)
 class Reduction(Rule):
     """|y - ŷ| ≤ 8·√terms·u_a·Σ|x| + r, where the size's dimension `terms` is summed over.
 

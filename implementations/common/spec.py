@@ -66,6 +66,10 @@ class KernelSpec:
         32-bit numbers end; one more is refused. A dimension that has none may be any int.
     traffic: `(dtype, **size)` → the bytes that memory moves by the day's model, where these may be
         more than the compulsory ones; drawn beside the measured speed.
+    workspace: `(gpu, dtype, **size)` → the bytes that a call allocates beside its outputs on a GPU
+        of such Properties, the same in all backends, where the day is about these.
+    not_finite: `(**size)` → the parameters that are also checked with NaN and infinities; all
+        unless stated.
     warm: whether it is also timed on data that the call before left in the L2.
     refused: by what is wrong, a function from right arguments to such as every backend refuses, of
         those that are no tensors (for tensors the tests know themselves what to try).
@@ -94,6 +98,8 @@ class KernelSpec:
     huge_sizes: tuple[Size, ...] = ()
     limits: Mapping[str, Size] = field(default_factory=dict)
     traffic: Callable[..., int] | None = None
+    workspace: Callable[..., int] | None = None
+    not_finite: Callable[..., tuple[str, ...]] | None = None
     warm: bool = False
     refused: Mapping[str, Callable[..., tuple]] = field(default_factory=dict)
     machine_code: tuple[str, ...] = ("wide loads", "wide stores")

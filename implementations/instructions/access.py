@@ -138,6 +138,20 @@ def store(array, index, value):
     array[index : index + 1] = _elements(array, [value])
 
 
+def _round(array, value):
+    def code(context, builder, signature, args):
+        kind = signature.args[0]
+        return _widened(builder, kind, _rounded(builder, kind, args[1]))
+
+    return f32(array, f32), code
+
+
+@on_gpu(_round)
+def rounded(array, value):
+    """value rounded to an element of the array, which is not touched, as fp32."""
+    return _floats(_elements(array, [value]))[0]
+
+
 def aligned(view):
     """The view, on the CPU; refused where a GPU could not access 16 bytes."""
     if beyond := view.__array_interface__["data"][0] % 16:

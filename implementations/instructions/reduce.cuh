@@ -27,3 +27,12 @@ __device__ float reduce_row(float value, float* sPartial, float neutral, Op op) 
     }
     return value;
 }
+
+// The sum of `value` over LANES neighbouring lanes, in each of them.
+template <int LANES>
+__device__ float sum_lanes(float value) {
+#pragma unroll
+    for (int delta = LANES / 2; delta > 0; delta /= 2)
+        value += __shfl_xor_sync(0xffffffff, value, delta);
+    return value;
+}

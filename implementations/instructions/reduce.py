@@ -43,3 +43,18 @@ def reduce_row(THREADS, op, neutral):
         return value
 
     return reduce
+
+
+@cache
+def make_sum_lanes(LANES):
+    """`sum_lanes(value)`: the sum of `value` over LANES neighbouring lanes, in each of them."""
+
+    @cuda.jit(device=True)
+    def sum_lanes(value):
+        delta = LANES // 2
+        while delta > 0:
+            value += cuda.shfl_xor_sync(0xFFFFFFFF, value, delta)
+            delta //= 2
+        return value
+
+    return sum_lanes

@@ -5,6 +5,8 @@ an infinity. A few rows of a matrix get a pattern each, spread from its first to
 gets one, each check size of a kernel another.
 """
 
+import inspect
+
 import torch
 from torch.utils._pytree import tree_map_only
 
@@ -24,9 +26,17 @@ PATTERNS = (  # what stands first in a row, in its middle and last; None: what w
 
 def planted(cell: Cell, inputs: tuple) -> tuple:
     """Copies of the inputs of one of its kernel's check sizes, with values that are not finite in
-    every floating-point tensor."""
-    start = registry.spec(cell.kernel).check_sizes.index(cell.sizes)
-    return tree_map_only(torch.Tensor, lambda x: _plant(x, start), inputs)
+    every floating-point tensor, of those parameters that the spec says."""
+    spec = registry.spec(cell.kernel)
+    start, parameters = (
+        spec.check_sizes.index(cell.sizes),
+        inspect.signature(spec.reference).parameters,
+    )
+    taken = spec.not_finite(**cell.sizes) if spec.not_finite else parameters
+    return tuple(
+        tree_map_only(torch.Tensor, lambda x: _plant(x, start), given) if name in taken else given
+        for name, given in zip(parameters, inputs, strict=True)
+    )
 
 
 def _plant(x: torch.Tensor, start: int) -> torch.Tensor:

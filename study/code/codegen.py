@@ -226,9 +226,9 @@ def variants(cell: Cell) -> list[dict]:
     offline.launches.clear()
     host(*inputs(cell))
     compiled_by = {"package": f"{package.__name__} {package.__version__}"}
-    return [
-        {"variant": launch.name} | compiled_by | _compared(launch) for launch in offline.launches
-    ]
+    # of a loop of launches those that are alike in what is read of them count once
+    alike = {(x.name, x.cubin, x.symbol, x.threads, x.shared_bytes): x for x in offline.launches}
+    return [{"variant": launch.name} | compiled_by | _compared(launch) for launch in alike.values()]
 
 
 def rows(cells: Iterable[Cell], archs: tuple[str, ...] = ARCHS) -> Iterator[list[dict]]:

@@ -1,8 +1,11 @@
 """Kernels that tests take by what they are; those that only the made-up data need stand there."""
 
+from inspect import signature
+
 import torch
 
 from implementations.common import registry
+from implementations.common.rules import Function
 from study.agree.mutants import scales
 from study.bench.cells import select
 from study.report.data import bound_by
@@ -52,6 +55,22 @@ def scaling() -> list[tuple[str, str]]:
     every = select()
     found = [(k, b) for k in every.kernels for b in every.backends if scales(k, b)]
     return _some(found, "an implementation that asks for the multiprocessors")
+
+
+def functions() -> list[str]:
+    """The kernels of one function, element by element, that is calculated in fp32."""
+    every = registry.kernels()
+    found = [kernel for kernel in every if isinstance(registry.spec(kernel).agreement, Function)]
+    return _some(found, "a kernel whose rule is that of a function")
+
+
+def random() -> list[str]:
+    """The kernels that draw by a seed, with probability p."""
+    every = registry.kernels()
+    found = [
+        k for k in every if {"p", "seed"} <= {*signature(registry.spec(k).reference).parameters}
+    ]
+    return _some(found, "a kernel with the parameters p and seed")
 
 
 def _some(found: list, what: str) -> list:

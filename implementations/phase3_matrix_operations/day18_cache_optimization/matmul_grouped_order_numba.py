@@ -19,13 +19,15 @@ GROUP_M = 16
 THREADS = BLOCK_M * BLOCK_N // (WARP_M * WARP_N) * 32
 STAGE_BYTES = (BLOCK_M + BLOCK_N) * BLOCK_K * 2  # bytes of shared memory that a stage takes
 MAX_STAGES = 3
-FRAGMENTS = (WARP_M // 16, WARP_N // 8, 4)
 
 
 @cache
-def matmul_grouped_order_kernel(dtype, ALIGNED, STAGES):
+def matmul_grouped_order_kernel(
+    dtype, ALIGNED, BLOCK_M, BLOCK_N, BLOCK_K, WARP_M, WARP_N, STAGES, GROUP_M, THREADS
+):
     product = tile_product(dtype, ALIGNED, BLOCK_M, BLOCK_N, BLOCK_K, WARP_M, WARP_N, STAGES)
     store = store_tile(dtype, ALIGNED, BLOCK_M, BLOCK_N, WARP_M, WARP_N)
+    FRAGMENTS = (WARP_M // 16, WARP_N // 8, 4)
 
     @cuda.jit(launch_bounds=THREADS)
     def kernel(A, B, C, M, N, K):
@@ -52,7 +54,8 @@ def matmul_grouped_order(a, b):
     if c.numel() > 0:
         ALIGNED = K % 8 == 0 and N % 8 == 0
         STAGES = properties(a.device).stages(MAX_STAGES, STAGE_BYTES)
-        kernel = matmul_grouped_order_kernel(a.dtype, ALIGNED, STAGES)
+        tile = BLOCK_M, BLOCK_N, BLOCK_K, WARP_M, WARP_N, STAGES, GROUP_M, THREADS
+        kernel = matmul_grouped_order_kernel(a.dtype, ALIGNED, *tile)
         A, B, C = (x.view(torch.int16).view(-1) for x in (a, b, c))  # the kernel moves bits
         grid = (-(-M // BLOCK_M) * -(-N // BLOCK_N),)
         M, N, K = map(np.int32, (M, N, K))  # 64-bit loop counters would spill

@@ -19,6 +19,7 @@ FLOATING = {
     **{f"a{name}": getattr(np, f"arc{name}") for name in ("sinh", "cosh", "tanh")},
     "erf": np.vectorize(math.erf, otypes=[np.float64]),
     "erfc": np.vectorize(math.erfc, otypes=[np.float64]),
+    "normcdf": np.vectorize(lambda x: math.erfc(-x * math.sqrt(0.5)) / 2, otypes=[np.float64]),
     "exp10": lambda x: np.power(10.0, x),
     "fdivide": np.divide,
     "fma": lambda x, y, z: x * y + z,

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from implementations.common import registry
 from implementations.common.check import dtype_name
-from implementations.common.rules import Composite, Contraction, Exact, Reduction, Unary
+from implementations.common.rules import Composite, Contraction, Exact, Function, Reduction, Unary
 from implementations.common.spec import KernelSpec, Work, generator
 from study.agree.agreement import as_tuple, expected, judge, rule_name
 from study.bench.cells import Cell, seed, size_text
@@ -258,6 +258,20 @@ def test_half_a_unit_is_correct_rounding(dtype, seed, scale):
     cut = truncated(want)
     away = (cut.double() - want.value).abs() > 1.001 * (right.double() - want.value).abs()
     assert (judge(spec, size, inputs, cut).error != "") == bool(away.any())
+
+
+@given(st.sampled_from(FLOATS[1:]), seeds, scales, st.integers(-3, 3))
+def test_units_of_float32_leave_sixteen_bits_one_rounding(dtype, seed, scale, units):
+    spec, size, inputs = problem(fma, dtype, seed, scale, agreement=Function(ulp=4))
+    (want,) = expected(spec, size, inputs)
+    assume(want.value.abs().max() < 60_000)  # or the rounding decides what is infinite
+    off = want.value.float()
+    for _ in range(abs(units)):
+        off = off.nextafter(torch.tensor(math.copysign(math.inf, units)))
+    assert judge(spec, size, inputs, off.to(dtype)).error == ""
+    cut = truncated(want)
+    far = (cut.double() - want.value).abs() > 1.01 * want.bound
+    assert (judge(spec, size, inputs, cut).error != "") == bool(far.any())
 
 
 @given(dtypes, st.integers(1, 3000), seeds)

@@ -3,11 +3,14 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
+from implementations import DEVICE
 from implementations.common import device, registry
 from implementations.common.check import dtype_name
 from implementations.tiers import compile as offline
 from study.agree import verify
+from study.agree.agreement import as_tuple
 from study.bench.cells import Cell, select, size_text
 from study.tests import chosen
 
@@ -49,6 +52,26 @@ def test_agrees_on_a_larger_gpu(monkeypatch, kernel, backend):
     spec, dtype = registry.spec(kernel), registry.spec(kernel).dtypes[0]
     for size in sorted(spec.check_sizes, key=lambda size: spec.work(dtype, **size).flops)[-3:]:
         check(Cell(kernel, backend, dtype_name(dtype), size_text(size)))
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="what a call allocates is measured on a GPU")
+@pytest.mark.parametrize("backend", registry.BACKENDS)
+@pytest.mark.parametrize("kernel", [k for k in registry.kernels() if registry.spec(k).workspace])
+def test_peak_memory_is_the_workspace_that_is_declared(kernel, backend):
+    if reason := registry.missing(backend):
+        pytest.skip(reason)
+    spec, size = registry.spec(kernel), registry.spec(kernel).headline
+    inputs = spec.make_inputs(spec.dtypes[0], "cuda", 0, **size)
+    host = registry.load(kernel, backend)
+    host(*inputs)  # compiles
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    outputs = as_tuple(host(*inputs))
+    beside = torch.cuda.max_memory_allocated() - before - sum(y.nbytes for y in outputs)
+    # the allocator leaves a rest of less than 1 MB with each tensor
+    declared = spec.workspace(device.properties(), spec.dtypes[0], **size)
+    assert 0 <= beside - declared < 2**20 * (1 + len(outputs))
 
 
 def test_stages():

@@ -73,11 +73,18 @@ def repeating(like, file):
 
 
 class Untouched(TorchFunctionMode):
-    """While active, `torch.empty` and `torch.empty_like` give `untouched` tensors."""
+    """While active, `torch.empty` and `torch.empty_like` give `untouched` tensors.
+
+    bytes: of all that they gave.
+    """
+
+    bytes = 0
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function in (torch.empty, torch.empty_like):
-            return untouched(function(*args, **(kwargs or {}) | {"device": "meta"}))
+            x = untouched(function(*args, **(kwargs or {}) | {"device": "meta"}))
+            self.bytes += x.numel() * x.element_size()
+            return x
         return function(*args, **(kwargs or {}))
 
 
@@ -190,6 +197,20 @@ def test_a_dimension_without_a_limit_may_be_any_int(kernel, dimension, launches)
         launches.clear()
         host(*inputs)
         assert launches
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("kernel", [k for k in registry.kernels() if registry.spec(k).workspace])
+def test_the_workspace_is_as_declared(kernel, target, launches, monkeypatch):
+    monkeypatch.setattr(device, "describe", lambda device: TARGETS[target].properties)
+    spec = registry.spec(kernel)
+    for size in spec.bench_sizes:
+        inputs = of_size(kernel, spec.dtypes[0], size)
+        for host in hosts(kernel).values():
+            with Untouched() as allocated:
+                outputs = as_tuple(host(*inputs))
+            beside = allocated.bytes - sum(y.numel() * y.element_size() for y in outputs)
+            assert beside == spec.workspace(TARGETS[target].properties, spec.dtypes[0], **size)
 
 
 @pytest.mark.parametrize("kernel", registry.kernels())

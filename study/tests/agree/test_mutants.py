@@ -25,6 +25,7 @@ from study.bench.cells import Cell, select
 from study.bench.fingerprint import fingerprint
 from study.bench.source import Source
 from study.bench.worker import Worker, WorkerFailed
+from study.report.data import Data
 
 DATA = Path(__file__).parents[3] / "data" / "mutants.csv"
 IMPLEMENTATIONS = [(k, b) for k in registry.kernels() for b in registry.BACKENDS]
@@ -333,8 +334,16 @@ def test_one_mutant_is_killed_again(kernel, backend, tried):
     assert row["status"] == "killed", (row["file"], row["line"], row["after"])
 
 
+@cache
+def timed():
+    """The kernels that were timed on the machine of the report."""
+    return {*registry.kernels()} - {*Data.load(DATA.parent).unmeasured}
+
+
 @pytest.mark.parametrize(("kernel", "backend"), IMPLEMENTATIONS)
 def test_all_mutants_were_killed_or_listed_with_a_reason(kernel, backend):
+    if kernel not in timed():
+        pytest.skip("it is not timed yet, and as it is tuned its mutants will be others")
     table = store.read(DATA)
     rows = table[(table["kernel"] == kernel) & (table["backend"] == backend)]
     made = {mutant.key for mutant in faults.mutants(kernel, backend)}

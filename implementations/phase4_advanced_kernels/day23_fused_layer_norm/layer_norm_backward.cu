@@ -1,0 +1,260 @@
+// A block walks over the matrix, ROWS rows at a time, each of THREADS threads, which hold the row
+// and, over all rows, the sums of their columns. Two sums of each row are needed before its dx. Of
+// rows that registers do not hold, one kernel computes these sums and another, in which a block
+// owns a strip of columns and a part of the rows, the rest. A last kernel adds up what the blocks
+// have summed, always in the same order.
+//
+// T: the element type. VEC: elements of a pack of 16 bytes, 1 where rows are not aligned. PACKS:
+// packs that a thread holds. THREADS: the threads of a row, a power of two. ROWS: the rows that a
+// block has at once, 1 where THREADS exceed a warp. TX, TY: threads of a block along a row and down
+// it.
+#include "access.cuh"
+#include "reduce.cuh"
+
+// One row as one thread has it: its packs of dy and x, and the row's mean and rstd.
+template <typename T, int VEC, int PACKS>
+struct Row {
+    Pack<T, VEC> dy[PACKS], x[PACKS];
+    float mean, rstd;
+};
+
+template <int THREADS, typename T, int VEC, int PACKS>
+__device__ void load_row(Row<T, VEC, PACKS>& held, const T* __restrict__ dy,
+                         const T* __restrict__ x, const float* __restrict__ mean,
+                         const float* __restrict__ rstd, long long row, int count, int N) {
+#pragma unroll
+    for (int p = 0; p < PACKS; ++p) {
+        const int n = (p * THREADS + threadIdx.x) * VEC;  // neighbours read neighbouring packs
+        if (n < count) {
+            held.dy[p] = load_pack<VEC>(dy + row * N + n);
+            held.x[p] = load_pack<VEC>(x + row * N + n);
+        }
+    }
+    if (count > 0) {
+        held.mean = mean[row];
+        held.rstd = rstd[row];
+    }
+}
+
+// `parts`: (2, gridDim.x, N), of each block the sums of dy * x_hat and of dy. Unless told that 512
+// resident threads are meant, the compiler takes registers that only fewer have.
+template <typename T, int VEC, int PACKS, int THREADS, int ROWS>
+__global__ void __launch_bounds__(THREADS* ROWS, VEC > 1 ? 512 / (THREADS * ROWS) : 1)
+    layer_norm_backward_kernel(const T* __restrict__ dy, const T* __restrict__ x,
+                               const T* __restrict__ w, const float* __restrict__ mean,
+                               const float* __restrict__ rstd, T* __restrict__ dx,
+                               float* __restrict__ parts, long long M, int N) {
+    constexpr int WARPS = THREADS / 32;
+    // Of two rows in turn: a warp may be at the next one while another still reads, but not at the
+    // one after that, before which lies a barrier.
+    __shared__ float sSums[2][2][32];
+    const int tx = threadIdx.x, ty = threadIdx.y, lane = tx % 32, warp = tx / 32;
+    const long long step = (long long)gridDim.x * ROWS;
+
+    float dw[PACKS][VEC] = {}, db[PACKS][VEC] = {};
+    Row<T, VEC, PACKS> held = {};
+    long long row = (long long)blockIdx.x * ROWS + ty;
+    load_row<THREADS>(held, dy, x, mean, rstd, row, row < M ? N : 0, N);
+    for (int turn = 0; row - ty < M; row += step, turn ^= 1) {
+        const int count = row < M ? N : 0;  // threads beyond the last row still take part
+        float x_hat[PACKS][VEC], g[PACKS][VEC], sums[2] = {};  // of g and g * x_hat, g = dy * w
+        const float rstd_of_row = held.rstd;
+#pragma unroll
+        for (int p = 0; p < PACKS; ++p) {
+            const int n = (p * THREADS + tx) * VEC;
+            if (n < count) {
+                const auto w_pack = load_pack<VEC>(w + n);  // from the L1: registers hold the rest
+#pragma unroll
+                for (int k = 0; k < VEC; ++k) {
+                    const float dy_k = held.dy[p].v[k];
+                    x_hat[p][k] = (float(held.x[p].v[k]) - held.mean) * rstd_of_row;
+                    g[p][k] = dy_k * float(w_pack.v[k]);
+                    dw[p][k] += dy_k * x_hat[p][k];
+                    db[p][k] += dy_k;
+                    sums[0] += g[p][k];
+                    sums[1] += g[p][k] * x_hat[p][k];
+                }
+            }
+        }
+
+        const int next_count = row + step < M ? N : 0;
+        load_row<THREADS>(held, dy, x, mean, rstd, row + step, next_count, N);  // on its way
+
+#pragma unroll
+        for (int i = 0; i < 2; ++i) sums[i] = sum_lanes<(THREADS < 32 ? THREADS : 32)>(sums[i]);
+        if constexpr (WARPS > 1) {
+            if (lane < 2) sSums[turn][lane][warp] = lane ? sums[1] : sums[0];
+            __syncthreads();  // every warp's sums are there
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+                sums[i] = sum_lanes<32>(lane < WARPS ? sSums[turn][i][lane] : 0.f);
+        }
+
+        const float mean_g = sums[0] / N, mean_gx = sums[1] / N;
+#pragma unroll
+        for (int p = 0; p < PACKS; ++p) {
+            const int n = (p * THREADS + tx) * VEC;
+            Pack<T, VEC> pack;
+#pragma unroll
+            for (int k = 0; k < VEC; ++k)
+                pack.v[k] = T(rstd_of_row * (g[p][k] - mean_g - x_hat[p][k] * mean_gx));
+            if (n < count) store_pack(dx + row * N + n, pack);
+        }
+    }
+
+    parts += (long long)blockIdx.x * N;
+    const long long of_db = (long long)gridDim.x * N;
+    if constexpr (ROWS > 1) {
+        constexpr int STRIP = THREADS * VEC;
+        __shared__ float sDw[ROWS][STRIP], sDb[ROWS][STRIP];
+#pragma unroll
+        for (int p = 0; p < PACKS; ++p) {
+            __syncthreads();  // the pack before this one has been read
+#pragma unroll
+            for (int k = 0; k < VEC; ++k) {
+                sDw[ty][tx * VEC + k] = dw[p][k];
+                sDb[ty][tx * VEC + k] = db[p][k];
+            }
+            __syncthreads();  // the sums of all rows of threads are there
+            for (int i = ty * THREADS + tx; i < STRIP; i += ROWS * THREADS) {
+                float of_w = 0.f, of_b = 0.f;
+                for (int r = 0; r < ROWS; ++r) {
+                    of_w += sDw[r][i];
+                    of_b += sDb[r][i];
+                }
+                if (p * STRIP + i < N) {
+                    parts[p * STRIP + i] = of_w;
+                    parts[of_db + p * STRIP + i] = of_b;
+                }
+            }
+        }
+    } else {
+#pragma unroll
+        for (int p = 0; p < PACKS; ++p)
+#pragma unroll
+            for (int k = 0; k < VEC; ++k) {
+                const int n = (p * THREADS + tx) * VEC + k;
+                if (n < N) {
+                    parts[n] = dw[p][k];
+                    parts[of_db + n] = db[p][k];
+                }
+            }
+    }
+}
+
+// A block has a row. `means`: (2, M), of each row the means of g and of g * x_hat.
+template <typename T, int VEC, int THREADS>
+__global__ void __launch_bounds__(THREADS)
+    layer_norm_backward_means_kernel(const T* __restrict__ dy, const T* __restrict__ x,
+                                     const T* __restrict__ w, const float* __restrict__ mean,
+                                     const float* __restrict__ rstd, float* __restrict__ means,
+                                     long long M, long long N) {
+    __shared__ float sPartialG[32], sPartialGx[32];
+    const long long row = blockIdx.x;
+    const float mean_of_row = mean[row], rstd_of_row = rstd[row];
+    dy += row * N;
+    x += row * N;
+
+    float g = 0.f, gx = 0.f;
+#pragma unroll 4
+    for (long long n = threadIdx.x * VEC; n < N; n += THREADS * VEC) {
+        const auto dy_pack = load_pack<VEC>(dy + n), x_pack = load_pack<VEC>(x + n);
+        const auto w_pack = load_pack<VEC>(w + n);
+        float of_g = 0.f, of_gx = 0.f;  // of a pack: a long sum would round off more
+#pragma unroll
+        for (int k = 0; k < VEC; ++k) {
+            const float g_k = float(dy_pack.v[k]) * float(w_pack.v[k]);
+            of_g += g_k;
+            of_gx += g_k * ((float(x_pack.v[k]) - mean_of_row) * rstd_of_row);
+        }
+        g += of_g;
+        gx += of_gx;
+    }
+    g = reduce_row<THREADS>(g, sPartialG, 0.f, Sum());
+    gx = reduce_row<THREADS>(gx, sPartialGx, 0.f, Sum());
+    if (threadIdx.x == 0) {
+        means[row] = g / N;
+        means[M + row] = gx / N;
+    }
+}
+
+// A block owns a strip of columns and PART rows. `parts`: (2, gridDim.y, N).
+template <typename T, int VEC, int TX, int TY>
+__global__ void __launch_bounds__(TX* TY)
+    layer_norm_backward_columns_kernel(const T* __restrict__ dy, const T* __restrict__ x,
+                                       const T* __restrict__ w, const float* __restrict__ mean,
+                                       const float* __restrict__ rstd,
+                                       const float* __restrict__ means, T* __restrict__ dx,
+                                       float* __restrict__ parts, long long M, long long N,
+                                       long long PART) {
+    constexpr int STRIP = TX * VEC;
+    __shared__ float sDw[TY][STRIP], sDb[TY][STRIP];
+    const int tx = threadIdx.x, ty = threadIdx.y;
+    const long long n0 = (long long)blockIdx.x * STRIP, n = n0 + tx * VEC;
+    const long long end = min(M, (blockIdx.y + 1) * PART);
+
+    float dw[VEC] = {}, db[VEC] = {};
+    if (n < N) {
+        const auto w_pack = load_pack<VEC>(w + n);
+#pragma unroll 2
+        for (long long row = blockIdx.y * PART + ty; row < end; row += TY) {
+            const auto dy_pack = load_pack<VEC>(dy + row * N + n);
+            const auto x_pack = load_pack<VEC>(x + row * N + n);
+            const float mean_of_row = mean[row], rstd_of_row = rstd[row];
+            const float mean_g = means[row], mean_gx = means[M + row];
+            Pack<T, VEC> pack;
+#pragma unroll
+            for (int k = 0; k < VEC; ++k) {
+                const float dy_k = dy_pack.v[k];
+                const float x_hat = (float(x_pack.v[k]) - mean_of_row) * rstd_of_row;
+                const float g = dy_k * float(w_pack.v[k]);
+                dw[k] += dy_k * x_hat;
+                db[k] += dy_k;
+                pack.v[k] = T(rstd_of_row * (g - mean_g - x_hat * mean_gx));
+            }
+            store_pack(dx + row * N + n, pack);
+        }
+    }
+
+#pragma unroll
+    for (int k = 0; k < VEC; ++k) {
+        sDw[ty][tx * VEC + k] = dw[k];
+        sDb[ty][tx * VEC + k] = db[k];
+    }
+    __syncthreads();  // the sums of all rows of threads are there
+    // From here on a thread has a column, or several.
+    for (int column = ty * TX + tx; column < STRIP && n0 + column < N; column += TX * TY) {
+        float of_w = 0.f, of_b = 0.f;
+#pragma unroll
+        for (int t = 0; t < TY; ++t) {
+            of_w += sDw[t][column];
+            of_b += sDb[t][column];
+        }
+        parts[blockIdx.y * N + n0 + column] = of_w;
+        parts[(gridDim.y + blockIdx.y) * N + n0 + column] = of_b;
+    }
+}
+
+// dw or db, by blockIdx.y: a block adds up TX columns of `parts`, (2, count, N), TY rows at a time.
+template <typename T, int TX, int TY>
+__global__ void __launch_bounds__(TX* TY)
+    layer_norm_backward_sum_kernel(const float* __restrict__ parts, T* __restrict__ dw,
+                                   T* __restrict__ db, int count, long long N) {
+    __shared__ float sSums[TY][TX];
+    const int tx = threadIdx.x, ty = threadIdx.y;
+    const long long n = (long long)blockIdx.x * TX + tx;
+    parts += blockIdx.y * count * N;
+
+    float sum = 0.f;
+    if (n < N)
+#pragma unroll 4
+        for (int i = ty; i < count; i += TY) sum += parts[i * N + n];
+    sSums[ty][tx] = sum;
+    __syncthreads();  // the sums of all rows of threads are there
+    if (ty == 0 && n < N) {
+        float total = 0.f;
+#pragma unroll
+        for (int t = 0; t < TY; ++t) total += sSums[t][tx];
+        (blockIdx.y == 0 ? dw : db)[n] = T(total);
+    }
+}

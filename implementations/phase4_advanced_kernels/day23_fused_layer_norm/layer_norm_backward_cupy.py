@@ -1,0 +1,63 @@
+"""Blocks walk over rows and sum columns meanwhile; rows that no block holds are read twice."""
+
+from pathlib import Path
+
+import torch
+
+from implementations.common.cuda_cpp import CudaSource
+from implementations.common.device import properties
+from implementations.phase4_advanced_kernels.day23_fused_layer_norm.layer_norm_backward import check
+
+BLOCK = 256  # threads of a block, unless one row takes more than a warp
+PER_THREAD = 16  # elements a thread holds, of dy, x, dw and db each
+MAX_THREADS = 512  # threads of a row: more would have too few registers
+RESIDENT = 512  # threads that a multiprocessor has at once
+TX, TY = 64, 4  # threads of a block along a row and down it: a strip of 1 KB
+PARTS = 8  # of the rows, for blocks that own a strip
+SUM_TX, SUM_TY = 32, 8  # of the last kernel
+
+SOURCE = CudaSource(Path(__file__).with_name("layer_norm_backward.cu"))
+
+
+def layer_norm_backward(dy, x, w, mean, rstd):
+    check(dy, x, w, mean, rstd)
+    M, N = x.shape
+    dx, dw, db = torch.empty_like(x), torch.empty_like(w), torch.empty_like(w)
+    if M == 0:
+        return dx, dw.zero_(), db.zero_()  # sums of nothing
+    VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
+    if N % VEC:  # rows do not start at a multiple of 16 bytes
+        VEC = 1
+    packs = N // VEC
+    threads = max(min(packs, 32), -(-N // PER_THREAD))
+    THREADS = 1 << (threads - 1).bit_length()
+    if THREADS <= MAX_THREADS:
+        PACKS = -(-packs // THREADS)
+        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory
+        programs = properties(x.device).programs(RESIDENT // (THREADS * ROWS))
+        count = min(programs, -(-M // ROWS))
+        parts = torch.empty(2, count, N, dtype=torch.float32, device=x.device)
+        args = dy, x, w, mean, rstd, dx, parts, M, N
+        template = dict(T=x.dtype, VEC=VEC, PACKS=PACKS, THREADS=THREADS, ROWS=ROWS)
+        SOURCE.launch("layer_norm_backward_kernel", (count,), (THREADS, ROWS), *args, **template)
+    else:
+        means = torch.empty(2, M, dtype=torch.float32, device=x.device)
+        args = dy, x, w, mean, rstd, means, M, N
+        template = dict(T=x.dtype, VEC=VEC, THREADS=MAX_THREADS)
+        kernel = "layer_norm_backward_means_kernel"
+        SOURCE.launch(kernel, (M,), (MAX_THREADS,), *args, **template)
+
+        strips = -(-packs // TX)
+        PART = max(2 * TY, -(-M // PARTS))
+        count = -(-M // PART)
+        parts = torch.empty(2, count, N, dtype=torch.float32, device=x.device)
+        args = dy, x, w, mean, rstd, means, dx, parts, M, N, PART
+        kernel = "layer_norm_backward_columns_kernel"
+        template = dict(T=x.dtype, VEC=VEC, TX=TX, TY=TY)
+        SOURCE.launch(kernel, (strips, count), (TX, TY), *args, **template)
+
+    grid, block = (-(-N // SUM_TX), 2), (SUM_TX, SUM_TY)
+    template = dict(T=x.dtype, TX=SUM_TX, TY=SUM_TY)
+    args = parts, dw, db, count, N
+    SOURCE.launch("layer_norm_backward_sum_kernel", grid, block, *args, **template)
+    return dx, dw, db

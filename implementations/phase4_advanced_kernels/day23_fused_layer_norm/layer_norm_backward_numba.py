@@ -1,0 +1,323 @@
+"""Blocks walk over rows and sum columns meanwhile; rows that no block holds are read twice."""
+
+from functools import cache
+
+import torch
+from numba import cuda, float32, int64
+
+from implementations.common.device import properties
+from implementations.common.numba_cuda import launch
+from implementations.instructions.access import load, load_pack, store, store_pack
+from implementations.instructions.reduce import Sum, make_sum_lanes, reduce_row
+from implementations.phase4_advanced_kernels.day23_fused_layer_norm.layer_norm_backward import check
+
+BLOCK = 256  # threads of a block, unless one row takes more than a warp
+PER_THREAD = 16  # elements a thread holds, of dy, x, dw and db each
+MAX_THREADS = 512  # threads of a row: more would have too few registers
+RESIDENT = 512  # threads that a multiprocessor has at once
+TX, TY = 64, 4  # threads of a block along a row and down it: a strip of 1 KB
+PARTS = 8  # of the rows, for blocks that own a strip
+SUM_TX, SUM_TY = 32, 8  # of the last kernel
+
+
+@cache  # a closure is Numba's template: the upper-case names are compile-time constants
+def make_load_row(VEC, PACKS, THREADS):
+    """The function that loads a thread's packs of a row of dy and x, of `count` elements."""
+
+    @cuda.jit(device=True)
+    def load_row(dy_held, x_held, dy, x, start, count):
+        for p in range(PACKS):
+            n = (p * THREADS + cuda.threadIdx.x) * VEC  # neighbours read neighbouring packs
+            if n < count:
+                if VEC > 1:
+                    load_pack(dy, start + n, dy_held, p * VEC)
+                    load_pack(x, start + n, x_held, p * VEC)
+                else:
+                    dy_held[p] = load(dy, start + n)
+                    x_held[p] = load(x, start + n)
+
+    return load_row
+
+
+@cache
+def layer_norm_backward_kernel(VEC, PACKS, THREADS, ROWS):
+    """The kernel in which a block has ROWS rows at a time, each of THREADS threads, which hold the
+    row and, over all rows, the sums of their columns. `parts`: (2, gridDim.x, N), of each block the
+    sums of dy * x_hat and of dy."""
+    HELD, WARPS, STRIP = PACKS * VEC, THREADS // 32, THREADS * VEC
+    load_row = make_load_row(VEC, PACKS, THREADS)
+    sum_in_warp, sum_warps = make_sum_lanes(min(THREADS, 32)), make_sum_lanes(32)
+
+    # unless told that 512 resident threads are meant, the compiler takes registers that only fewer
+    # have
+    @cuda.jit(launch_bounds=(THREADS * ROWS, RESIDENT // (THREADS * ROWS) if VEC > 1 else 1))
+    def kernel(dy, x, w, mean, rstd, dx, parts, M, N):
+        # Of two rows in turn: a warp may be at the next one while another still reads, but not at
+        # the one after that, before which lies a barrier.
+        sG = cuda.shared.array((2, 32), float32)
+        sGx = cuda.shared.array((2, 32), float32)
+        tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
+        lane, warp = tx % 32, tx // 32
+        step = int64(cuda.gridDim.x) * ROWS
+
+        dw = cuda.local.array(HELD, float32)
+        db = cuda.local.array(HELD, float32)
+        for k in range(HELD):
+            dw[k] = float32(0)
+            db[k] = float32(0)
+        dy_held = cuda.local.array(HELD, float32)
+        x_held = cuda.local.array(HELD, float32)
+        x_hat = cuda.local.array(HELD, float32)
+        g = cuda.local.array(HELD, float32)
+        w_pack = cuda.local.array(VEC, float32)
+        row = int64(cuda.blockIdx.x) * ROWS + ty
+        load_row(dy_held, x_held, dy, x, row * N, N if row < M else 0)
+        mean_next = mean[row] if row < M else float32(0)
+        rstd_next = rstd[row] if row < M else float32(0)
+        turn = 0
+        while row - ty < M:
+            count = N if row < M else 0  # threads beyond the last row still take part
+            sum_g, sum_gx = float32(0), float32(0)  # g = dy * w
+            mean_of_row, rstd_of_row = mean_next, rstd_next
+            for p in range(PACKS):
+                n = (p * THREADS + tx) * VEC
+                if n < count:
+                    if VEC > 1:
+                        load_pack(w, n, w_pack, 0)  # from the L1: registers hold the rest
+                    else:
+                        w_pack[0] = load(w, n)
+                    for k in range(VEC):
+                        at = p * VEC + k
+                        x_hat[at] = (x_held[at] - mean_of_row) * rstd_of_row
+                        g[at] = dy_held[at] * w_pack[k]
+                        dw[at] += dy_held[at] * x_hat[at]
+                        db[at] += dy_held[at]
+                        sum_g += g[at]
+                        sum_gx += g[at] * x_hat[at]
+
+            following = row + step  # on its way meanwhile
+            load_row(dy_held, x_held, dy, x, following * N, N if following < M else 0)
+            mean_next = mean[following] if following < M else float32(0)
+            rstd_next = rstd[following] if following < M else float32(0)
+
+            sum_g, sum_gx = sum_in_warp(sum_g), sum_in_warp(sum_gx)
+            if WARPS > 1:
+                if lane == 0:
+                    sG[turn, warp] = sum_g
+                    sGx[turn, warp] = sum_gx
+                cuda.syncthreads()  # every warp's sums are there
+                sum_g = sum_warps(sG[turn, lane] if lane < WARPS else float32(0))
+                sum_gx = sum_warps(sGx[turn, lane] if lane < WARPS else float32(0))
+
+            mean_g, mean_gx = sum_g / float32(N), sum_gx / float32(N)
+            for p in range(PACKS):
+                n = (p * THREADS + tx) * VEC
+                if n < count:
+                    for k in range(p * VEC, (p + 1) * VEC):
+                        g[k] = rstd_of_row * (g[k] - mean_g - x_hat[k] * mean_gx)
+                    if VEC > 1:
+                        store_pack(dx, row * N + n, g, p * VEC)
+                    else:
+                        store(dx, row * N + n, g[p])
+            row = following
+            turn ^= 1
+
+        of_dw = int64(cuda.blockIdx.x) * N
+        of_db = of_dw + int64(cuda.gridDim.x) * N
+        if ROWS > 1:
+            sDw = cuda.shared.array((ROWS, STRIP), float32)
+            sDb = cuda.shared.array((ROWS, STRIP), float32)
+            for p in range(PACKS):
+                cuda.syncthreads()  # the pack before this one has been read
+                for k in range(VEC):
+                    sDw[ty, tx * VEC + k] = dw[p * VEC + k]
+                    sDb[ty, tx * VEC + k] = db[p * VEC + k]
+                cuda.syncthreads()  # the sums of all rows of threads are there
+                for i in range(ty * THREADS + tx, STRIP, ROWS * THREADS):
+                    of_w, of_b = float32(0), float32(0)
+                    for r in range(ROWS):
+                        of_w += sDw[r, i]
+                        of_b += sDb[r, i]
+                    if p * STRIP + i < N:
+                        parts[of_dw + p * STRIP + i] = of_w
+                        parts[of_db + p * STRIP + i] = of_b
+        else:
+            for p in range(PACKS):
+                for k in range(VEC):
+                    n = (p * THREADS + tx) * VEC + k
+                    if n < N:
+                        parts[of_dw + n] = dw[p * VEC + k]
+                        parts[of_db + n] = db[p * VEC + k]
+
+    return kernel
+
+
+@cache
+def layer_norm_backward_means_kernel(VEC):
+    """The kernel for longer rows in which a block has a row. `means`: (2, M), of each row the means
+    of g = dy * w and of g * x_hat."""
+    STEP = MAX_THREADS * VEC
+    sum_row = reduce_row(MAX_THREADS, Sum, float32(0))
+
+    @cuda.jit(launch_bounds=MAX_THREADS)
+    def kernel(dy, x, w, mean, rstd, means, M, N):
+        sPartialG = cuda.shared.array(32, float32)
+        sPartialGx = cuda.shared.array(32, float32)
+        row = int64(cuda.blockIdx.x)
+        start = row * N
+        mean_of_row, rstd_of_row = mean[row], rstd[row]
+
+        dy_pack = cuda.local.array(VEC, float32)
+        x_pack = cuda.local.array(VEC, float32)
+        w_pack = cuda.local.array(VEC, float32)
+        sum_g, sum_gx = float32(0), float32(0)
+        for n in range(cuda.threadIdx.x * VEC, N, STEP):
+            if VEC > 1:
+                load_pack(dy, start + n, dy_pack, 0)
+                load_pack(x, start + n, x_pack, 0)
+                load_pack(w, n, w_pack, 0)
+            else:
+                dy_pack[0] = load(dy, start + n)
+                x_pack[0] = load(x, start + n)
+                w_pack[0] = load(w, n)
+            of_g, of_gx = float32(0), float32(0)  # of a pack: a long sum would round off more
+            for k in range(VEC):
+                g = dy_pack[k] * w_pack[k]
+                of_g += g
+                of_gx += g * ((x_pack[k] - mean_of_row) * rstd_of_row)
+            sum_g += of_g
+            sum_gx += of_gx
+        sum_g = sum_row(sum_g, sPartialG)
+        sum_gx = sum_row(sum_gx, sPartialGx)
+        if cuda.threadIdx.x == 0:
+            means[row] = sum_g / float32(N)
+            means[M + row] = sum_gx / float32(N)
+
+    return kernel
+
+
+@cache
+def layer_norm_backward_columns_kernel(VEC):
+    """The kernel in which a block then owns a strip of columns and PART rows. `parts`: (2,
+    gridDim.y, N)."""
+    STRIP = TX * VEC
+
+    @cuda.jit(launch_bounds=TX * TY)
+    def kernel(dy, x, w, mean, rstd, means, dx, parts, M, N, PART):
+        sDw = cuda.shared.array((TY, STRIP), float32)
+        sDb = cuda.shared.array((TY, STRIP), float32)
+        tx, ty, part = cuda.threadIdx.x, cuda.threadIdx.y, int64(cuda.blockIdx.y)
+        n0 = int64(cuda.blockIdx.x) * STRIP
+        n = n0 + tx * VEC
+        end = min(M, (part + 1) * PART)
+
+        dw = cuda.local.array(VEC, float32)
+        db = cuda.local.array(VEC, float32)
+        for k in range(VEC):
+            dw[k] = float32(0)
+            db[k] = float32(0)
+        dy_pack = cuda.local.array(VEC, float32)
+        x_pack = cuda.local.array(VEC, float32)
+        w_pack = cuda.local.array(VEC, float32)
+        if n < N:
+            if VEC > 1:
+                load_pack(w, n, w_pack, 0)
+            else:
+                w_pack[0] = load(w, n)
+            for row in range(part * PART + ty, end, TY):
+                if VEC > 1:
+                    load_pack(dy, row * N + n, dy_pack, 0)
+                    load_pack(x, row * N + n, x_pack, 0)
+                else:
+                    dy_pack[0] = load(dy, row * N + n)
+                    x_pack[0] = load(x, row * N + n)
+                mean_of_row, rstd_of_row = mean[row], rstd[row]
+                mean_g, mean_gx = means[row], means[M + row]
+                for k in range(VEC):
+                    x_hat = (x_pack[k] - mean_of_row) * rstd_of_row
+                    dw[k] += dy_pack[k] * x_hat
+                    db[k] += dy_pack[k]
+                    dy_pack[k] = rstd_of_row * (dy_pack[k] * w_pack[k] - mean_g - x_hat * mean_gx)
+                if VEC > 1:
+                    store_pack(dx, row * N + n, dy_pack, 0)
+                else:
+                    store(dx, row * N + n, dy_pack[0])
+
+        for k in range(VEC):
+            sDw[ty, tx * VEC + k] = dw[k]
+            sDb[ty, tx * VEC + k] = db[k]
+        cuda.syncthreads()  # the sums of all rows of threads are there
+        # from here on a thread has a column, or several
+        for column in range(ty * TX + tx, min(STRIP, N - n0), TX * TY):
+            of_w, of_b = float32(0), float32(0)
+            for t in range(TY):
+                of_w += sDw[t, column]
+                of_b += sDb[t, column]
+            parts[part * N + n0 + column] = of_w
+            parts[(cuda.gridDim.y + part) * N + n0 + column] = of_b
+
+    return kernel
+
+
+@cuda.jit(launch_bounds=SUM_TX * SUM_TY)
+def layer_norm_backward_sum_kernel(parts, dw, db, count, N):
+    """dw or db, by blockIdx.y: a block adds up SUM_TX columns of `parts`, (2, count, N), SUM_TY
+    rows at a time, always in the same order."""
+    sSums = cuda.shared.array((SUM_TY, SUM_TX), float32)
+    tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
+    n = int64(cuda.blockIdx.x) * SUM_TX + tx
+    first = cuda.blockIdx.y * count
+
+    total = float32(0)
+    if n < N:
+        for i in range(first + ty, first + count, SUM_TY):
+            total += parts[i * N + n]
+    sSums[ty, tx] = total
+    cuda.syncthreads()  # the sums of all rows of threads are there
+    if ty == 0 and n < N:
+        total = float32(0)
+        for t in range(SUM_TY):
+            total += sSums[t, tx]
+        if cuda.blockIdx.y == 0:
+            store(dw, n, total)
+        else:
+            store(db, n, total)
+
+
+def layer_norm_backward(dy, x, w, mean, rstd):
+    check(dy, x, w, mean, rstd)
+    M, N = x.shape
+    dx, dw, db = torch.empty_like(x), torch.empty_like(w), torch.empty_like(w)
+    if M == 0:
+        return dx, dw.zero_(), db.zero_()  # sums of nothing
+    VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
+    if N % VEC:  # rows do not start at a multiple of 16 bytes
+        VEC = 1
+    packs = N // VEC
+    threads = max(min(packs, 32), -(-N // PER_THREAD))
+    THREADS = 1 << (threads - 1).bit_length()
+    given = dy.view(-1), x.view(-1), w, mean, rstd
+    if THREADS <= MAX_THREADS:
+        PACKS = -(-packs // THREADS)
+        ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory
+        programs = properties(x.device).programs(RESIDENT // (THREADS * ROWS))
+        count = min(programs, -(-M // ROWS))
+        parts = torch.empty(2 * count * N, dtype=torch.float32, device=x.device)
+        kernel = layer_norm_backward_kernel(VEC, PACKS, THREADS, ROWS)
+        launch(kernel, (count,), (THREADS, ROWS), *given, dx.view(-1), parts, M, N)
+    else:
+        means = torch.empty(2 * M, dtype=torch.float32, device=x.device)
+        kernel = layer_norm_backward_means_kernel(VEC)
+        launch(kernel, (M,), (MAX_THREADS,), *given, means, M, N)
+
+        strips = -(-packs // TX)
+        PART = max(2 * TY, -(-M // PARTS))
+        count = -(-M // PART)
+        parts = torch.empty(2 * count * N, dtype=torch.float32, device=x.device)
+        kernel = layer_norm_backward_columns_kernel(VEC)
+        args = *given, means, dx.view(-1), parts, M, N, PART
+        launch(kernel, (strips, count), (TX, TY), *args)
+
+    grid, block = (-(-N // SUM_TX), 2), (SUM_TX, SUM_TY)
+    launch(layer_norm_backward_sum_kernel, grid, block, parts, dw, db, count, N)
+    return dx, dw, db
