@@ -134,6 +134,8 @@ def size(problems, M, N, K, mixed=False):
 CHECK = (  # problems, M, N, K, mixed: where there are 4 or more mixed ones, three are empty
     *((2, 24, 40, 16), (0, 8, 8, 8), (1, 1, 1, 1), (2, 8, 16, 0), (2, 0, 8, 8), (2, 129, 264, 72)),
     *((5, 132, 264, 204, True), (7, 96, 192, 288, True), (1, 130, 258, 201)),
+    # rows of one operand start at multiples of 16 bytes; of both, in the shortest problem alone
+    *((2, 40, 72, 20), (2, 40, 20, 72), (5, 12, 96, 60, True)),
 )
 
 SPEC = KernelSpec(
