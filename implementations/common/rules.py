@@ -108,6 +108,22 @@ class Reduction(Rule):
 
 
 @dataclass(frozen=True)
+class InverseRoot(Rule):
+    """|y - ŷ| ≤ (4·√terms + 4)·u_a·|ŷ| + r, where ŷ is one over the root of a sum whose terms, as
+    many as the size's dimension `terms`, are not negative.
+
+    Such a sum is as accurate relatively as a Reduction is, 8·√terms·u_a, which the root halves; 4:
+    quotients, roots and what is added to the sum are rounded.
+    """
+
+    terms: str
+
+    def bound(self, oracle):
+        share = 4 * math.sqrt(oracle.size[self.terms]) + 4
+        return share * U_ACC * oracle.value.abs() + oracle.rounding
+
+
+@dataclass(frozen=True)
 class Contraction(Reduction):
     """|y - ŷ| ≤ 8·√terms·u_a·(|A||B|) + r.
 

@@ -78,6 +78,7 @@ def time_once(cell: Cell, configuration: NamedTuple) -> float:
     spec, host = registry.spec(cell.kernel), registry.load(cell.kernel, cell.backend)
     count = timing.set_count(spec.work(cell.torch_dtype, **cell.sizes).bytes)
     with spec.tuning.only(configuration), torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda.empty_cache()  # of the last graph's memory, which none can free that is captured
         inputs = spec.make_inputs(cell.torch_dtype, "cuda", seed(cell), **cell.sizes)
         return timing.graph_us(host, timing.input_sets(inputs, count), LOAD_US)
 
@@ -110,7 +111,7 @@ def _resources(handle, dynamic_bytes: int) -> dict[str, int]:
     from cuda.bindings.driver import CUfunction_attribute, cuFuncGetAttribute
 
     names = ("NUM_REGS", "LOCAL_SIZE_BYTES", "SHARED_SIZE_BYTES")
-    asked = (CUfunction_attribute[f"CU_FUNC_ATTRIBUTE_{name}"] for name in names)
+    asked = (getattr(CUfunction_attribute, f"CU_FUNC_ATTRIBUTE_{name}") for name in names)
     registers, local, static = (cuFuncGetAttribute(each, handle)[1] for each in asked)
     return dict(zip(RESOURCES, (registers, local, static + dynamic_bytes), strict=True))
 

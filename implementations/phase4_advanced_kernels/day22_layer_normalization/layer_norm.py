@@ -4,7 +4,7 @@ import torch
 
 from implementations.common.baselines import compiled
 from implementations.common.check import MAX_ELEMENTS, check_number, check_same, check_tensor
-from implementations.common.rules import Composite, Reduction, Unary
+from implementations.common.rules import Composite, InverseRoot, Reduction
 from implementations.common.spec import KernelSpec, Work, generator
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -122,7 +122,7 @@ SPEC = KernelSpec(
     ),
     limits={"M": {"M": MAX_ELEMENTS, "N": 1}, "N": {"M": 1, "N": MAX_ELEMENTS}},
     dtypes=DTYPES,
-    agreement=(Composite(), Reduction("N"), Unary(4)),
+    agreement=(Composite(), Reduction("N"), InverseRoot("N")),
     magnitude=magnitude,
     baselines={
         "torch": lambda x, w, b, eps: torch.native_layer_norm(x, [len(w)], w, b, eps),

@@ -4,7 +4,7 @@ import torch
 
 from implementations.common.baselines import compiled
 from implementations.common.check import MAX_ELEMENTS, check_same, check_tensor
-from implementations.common.rules import Composite, Exact, Reduction, Unary
+from implementations.common.rules import Composite, Exact, InverseRoot, Reduction
 from implementations.common.spec import KernelSpec, Work, generator
 from implementations.phase4_advanced_kernels.day22_layer_normalization.layer_norm import (
     CHECK,
@@ -95,7 +95,7 @@ SPEC = KernelSpec(
     ),
     limits={"M": {"M": MAX_ELEMENTS, "N": 1}, "N": {"M": 1, "N": MAX_ELEMENTS}},
     dtypes=DTYPES,
-    agreement=(Composite(), Exact(), Reduction("N"), Unary(4)),
+    agreement=(Composite(), Exact(), Reduction("N"), InverseRoot("N")),
     magnitude=magnitude,
     baselines={"torch": two_launches, "torch.compile": compiled(two_launches)},
     refused=REFUSED_EPS,
