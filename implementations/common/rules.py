@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 U_ACC = 2.0**-24
+MOST_SCORES = 2**28  # that are calculated at once
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,14 @@ class Oracle:
 
     value: ŷ, float64 unless it holds integers or bools. own: torch's result in the kernel's dtype.
     magnitude: as ŷ, of the inputs' magnitudes, where the rule asks for it. size: the cell's.
+    inputs: in float64.
     """
 
     value: torch.Tensor
     own: torch.Tensor
     magnitude: torch.Tensor | None
     size: dict
+    inputs: tuple
 
     @property
     def rounding(self) -> torch.Tensor:
@@ -147,6 +150,58 @@ class Composite(Rule):
 
     def rms(self, oracle):
         return 2 * relative_rms(_error(oracle), oracle.value) + torch.finfo(oracle.own.dtype).eps
+
+
+@dataclass(frozen=True)
+class Attention(Composite):
+    """Of q, k, v, causal and scale, where scores s and weights p are rounded to 16 bits:
+    |y - ŷ| ≤ min(Σ e·|v|, 8·√(2·Σ e²·(v² + ŷ²))) + 8·√N·u_a·Σ p·|v| + r, summed over the keys, and
+    the relative rms error at most as of a Composite, and √N·u_a of the rms of v.
+
+    A score's error is δ = u·|s| + 8·√D·u_a·scale·|q|·|k| + 4·u_a·(1 + max s - s): rounded, from a
+    sum, and as an argument of exp. A weight becomes at most g·p, where g = exp(δ)·Σ p·exp(δ), and
+    is rounded: e = g·(p + u·max(p, smallest normal number)) - p. All may go one way, if they are
+    few; as they go up as often as down, their sum is beyond 8 times its root mean square in one of
+    10¹³ (Hoeffding, J. Am. Stat. Assoc. 58, 1963).
+    """
+
+    def bound(self, oracle):
+        q, k, v, causal, scale = oracle.inputs
+        (M, D), N = q.shape[-2:], k.shape[-2]
+        info = torch.finfo(oracle.own.dtype)
+        u, bound = info.eps / 2, oracle.rounding
+        if bound.numel() == 0 or N == 0:
+            return bound
+        step = max(1, MOST_SCORES // (bound[..., 0, 0].numel() * N))
+        for m in range(0, M, step):
+            part = q[..., m : m + step, :]
+            s = scale * part @ k.mT
+            error = u * s.abs() + 8 * math.sqrt(D) * U_ACC * abs(scale) * (part.abs() @ k.abs().mT)
+            if causal:
+                hidden = torch.ones_like(s[0, 0], dtype=torch.bool).triu_(N - M + 1 + m)
+                s.masked_fill_(hidden, -math.inf)
+            error += 4 * U_ACC * (1 + s.amax(-1, keepdim=True) - s)
+            p = torch.softmax(s, -1)
+            growth = error.exp_().masked_fill_(~(p > 0), 0)
+            growth *= (p * growth).sum(-1, keepdim=True)
+            e = growth.mul_(p + u * p.clamp_min(info.tiny)).sub_(p).masked_fill_(~(p > 0), 0)
+            sums = 8 * math.sqrt(N) * U_ACC * (p.masked_fill_(~(p > 0), 0) @ v.abs())
+            all_one_way, square = e @ v.abs(), oracle.value[..., m : m + step, :] ** 2
+            square *= e.square_().sum(-1, keepdim=True)
+            usual = 8 * (2 * (e @ v.square() + square)).sqrt_()
+            bound[..., m : m + step, :] += sums + torch.minimum(all_one_way, usual)
+        return bound
+
+    def rms(self, oracle):
+        v = oracle.inputs[2]
+        sums = math.sqrt(oracle.size["N"]) * U_ACC * torch.full_like(oracle.value, _rms(v))
+        return super().rms(oracle) + relative_rms(sums, oracle.value)
+
+
+def _rms(x: torch.Tensor) -> float:
+    """The root mean square of what is finite in x."""
+    x = x[x.isfinite()]
+    return float(x.square().mean().sqrt()) if x.numel() else 0.0
 
 
 def _unit(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Judges outputs against a float64 oracle, by the rules that the kernels' specs name."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils._pytree import tree_map_only
@@ -41,13 +41,20 @@ class Expected:
     rms: float = math.inf
 
 
-def judge(spec: KernelSpec, size: Size, inputs: tuple, outputs) -> Judgement:
-    """Judge what the kernel gave for `inputs`: `outputs`, a tensor, or a tuple or list of them."""
+def judge(
+    spec: KernelSpec, size: Size, inputs: tuple, outputs, *, each: bool = False
+) -> Judgement:
+    """Judge what the kernel gave for `inputs`: `outputs`, a tensor, or a tuple or list of them.
+
+    each: judge each element, and no mean, where few elements may be left to take it of.
+    """
     wanted, got = expected(spec, size, inputs), as_tuple(outputs)
     if len(got) != len(wanted):
         return Judgement(
             math.inf, math.inf, f"{len(wanted)} output(s) must come back, got {len(got)}"
         )
+    if each:
+        wanted = [replace(want, rms=math.inf) for want in wanted]
     judged = [compare(want, y) for want, y in zip(wanted, got, strict=True)]
     errors = [f"output {i}: {j.error}" for i, j in enumerate(judged) if j.error]
     margin, rms = (max((getattr(j, of) for j in judged), default=0) for of in ("margin", "rms"))
@@ -57,7 +64,8 @@ def judge(spec: KernelSpec, size: Size, inputs: tuple, outputs) -> Judgement:
 def expected(spec: KernelSpec, size: Size, inputs: tuple) -> list[Expected]:
     """What each output must be: the oracle on the inputs upcast to float64, and its bound."""
     own = as_tuple(spec.reference(*inputs))  # torch in the same dtype
-    values = as_tuple(spec.reference(*_each(inputs, torch.Tensor.double)))
+    wide = _each(inputs, torch.Tensor.double)
+    values = as_tuple(spec.reference(*wide))
     rules = spec.agreement if isinstance(spec.agreement, tuple) else (spec.agreement,) * len(own)
     if len(rules) != len(own):
         raise ValueError(f"{spec.name} must have a rule for each of {len(own)} outputs")
@@ -66,7 +74,7 @@ def expected(spec: KernelSpec, size: Size, inputs: tuple) -> list[Expected]:
         magnitude = spec.magnitude or spec.reference
         magnitudes = as_tuple(magnitude(*_each(inputs, lambda x: x.double().abs())))
     return [
-        _expect(rule, Oracle(value, y, magnitude, size))
+        _expect(rule, Oracle(value, y, magnitude, size, wide))
         for rule, value, y, magnitude in zip(rules, values, own, magnitudes, strict=True)
     ]
 

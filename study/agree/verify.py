@@ -153,7 +153,8 @@ def _check(cell: Cell, host) -> dict:
     everywhere = DEVICE == "cuda" or cell.torch_dtype == spec.dtypes[0]
     if not failed and cell.sizes in spec.check_sizes and everywhere:
         inputs = non_finite.planted(cell, tuple(inputs))
-        if error := agreement.judge(spec, cell.sizes, inputs, host(*inputs)).error:
+        outputs = host(*inputs)
+        if error := agreement.judge(spec, cell.sizes, inputs, outputs, each=True).error:
             failed[f"of inputs that are not all finite: {error}"] = "non-finite values"
     status, failure = ("disagrees", next(iter(failed.values()))) if failed else ("agrees", "")
     return _row(cell, status, "; ".join(failed), judged, deterministic, failure)

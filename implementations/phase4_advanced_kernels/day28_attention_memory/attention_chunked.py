@@ -3,7 +3,7 @@
 from torch.nn.attention import SDPBackend
 
 from implementations.common.check import check_attention
-from implementations.common.rules import Composite
+from implementations.common.rules import Attention
 from implementations.common.spec import KernelSpec
 from implementations.phase4_advanced_kernels.day27_standard_attention.attention_standard import (
     BENCH,
@@ -77,7 +77,7 @@ SPEC = KernelSpec(
     huge_sizes=(size(1, 1, 3, 2**25 + 67, 64, False),),  # k and v; a chunk of q is never so large
     limits=LIMITS,
     dtypes=DTYPES,
-    agreement=Composite(),
+    agreement=Attention(),
     workspace=workspace,
     not_finite=not_finite,
     refused=REFUSED,
