@@ -20,7 +20,7 @@ class Oracle:
 
     value: ŷ, float64 unless it holds integers or bools. own: torch's result in the kernel's dtype.
     magnitude: as ŷ, of the inputs' magnitudes, where the rule asks for it. size: the cell's.
-    inputs: in float64.
+    inputs: the kernel's.
     """
 
     value: torch.Tensor
@@ -167,6 +167,7 @@ class Attention(Composite):
 
     def bound(self, oracle):
         q, k, v, causal, scale = oracle.inputs
+        q, k, v = q.double(), k.double(), v.double()
         (M, D), N = q.shape[-2:], k.shape[-2]
         info = torch.finfo(oracle.own.dtype)
         u, bound = info.eps / 2, oracle.rounding
@@ -193,7 +194,7 @@ class Attention(Composite):
         return bound
 
     def rms(self, oracle):
-        v = oracle.inputs[2]
+        v = oracle.inputs[2].double()
         sums = math.sqrt(oracle.size["N"]) * U_ACC * torch.full_like(oracle.value, _rms(v))
         return super().rms(oracle) + relative_rms(sums, oracle.value)
 

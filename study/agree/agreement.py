@@ -64,8 +64,7 @@ def judge(
 def expected(spec: KernelSpec, size: Size, inputs: tuple) -> list[Expected]:
     """What each output must be: the oracle on the inputs upcast to float64, and its bound."""
     own = as_tuple(spec.reference(*inputs))  # torch in the same dtype
-    wide = _each(inputs, torch.Tensor.double)
-    values = as_tuple(spec.reference(*wide))
+    values = as_tuple(spec.reference(*_each(inputs, torch.Tensor.double)))
     rules = spec.agreement if isinstance(spec.agreement, tuple) else (spec.agreement,) * len(own)
     if len(rules) != len(own):
         raise ValueError(f"{spec.name} must have a rule for each of {len(own)} outputs")
@@ -74,7 +73,7 @@ def expected(spec: KernelSpec, size: Size, inputs: tuple) -> list[Expected]:
         magnitude = spec.magnitude or spec.reference
         magnitudes = as_tuple(magnitude(*_each(inputs, lambda x: x.double().abs())))
     return [
-        _expect(rule, Oracle(value, y, magnitude, size, wide))
+        _expect(rule, Oracle(value, y, magnitude, size, inputs))
         for rule, value, y, magnitude in zip(rules, values, own, magnitudes, strict=True)
     ]
 

@@ -23,9 +23,10 @@ def layer_norm_backward(dy, x, w, mean, rstd):
     """
     wide = (t.double() for t in (dy, x, w, mean[:, None], rstd[:, None]))
     dy64, x64, w64, mean64, rstd64 = wide
-    normal, g = (x64 - mean64) * rstd64, dy64 * w64
-    dx = rstd64 * (g - g.mean(1, keepdim=True) - normal * (g * normal).mean(1, keepdim=True))
+    normal, g = (x64 - mean64).mul_(rstd64), dy64 * w64  # in place: huge sizes leave no room
     dw, db = (dy64 * normal).sum(0), dy64.sum(0)
+    along = (g * normal).mean(1, keepdim=True)
+    dx = g.sub_(g.mean(1, keepdim=True)).sub_(normal.mul_(along)).mul_(rstd64)
     return dx.to(x.dtype), dw.to(w.dtype), db.to(w.dtype)
 
 
@@ -57,9 +58,10 @@ def magnitude(dy, x, w, mean, rstd):
     """What errors are measured by, of magnitudes alone: |x - mean| is ||x| - |mean|| where both
     have one sign, and of the order of 1 / rstd where they have not."""
     mean, rstd, g = mean[:, None], rstd[:, None], dy * w
-    normal = (x - mean).abs() * rstd + 1
-    dx = rstd * (g + g.mean(1, keepdim=True) + normal * (g * normal).mean(1, keepdim=True))
-    return dx, (dy * normal).sum(0), dy.sum(0)
+    normal = (x - mean).abs_().mul_(rstd).add_(1)
+    dw, along = (dy * normal).sum(0), (g * normal).mean(1, keepdim=True)
+    dx = g.add_(g.mean(1, keepdim=True)).add_(normal.mul_(along)).mul_(rstd)
+    return dx, dw, dy.sum(0)
 
 
 def work(dtype, M, N):
