@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 U_ACC = 2.0**-24
-MOST_SCORES = 2**28  # that are calculated at once
+MOST_AT_ONCE = 2**28  # of elements in a part of a bound
 
 
 @dataclass(frozen=True)
@@ -167,15 +167,15 @@ class Attention(Composite):
 
     def bound(self, oracle):
         q, k, v, causal, scale = oracle.inputs
-        q, k, v = q.double(), k.double(), v.double()
+        k, v = k.double(), v.double()
         (M, D), N = q.shape[-2:], k.shape[-2]
         info = torch.finfo(oracle.own.dtype)
         u, bound = info.eps / 2, oracle.rounding
         if bound.numel() == 0 or N == 0:
             return bound
-        step = max(1, MOST_SCORES // (bound[..., 0, 0].numel() * N))
+        step = max(1, MOST_AT_ONCE // (bound[..., 0, 0].numel() * max(N, D)))
         for m in range(0, M, step):
-            part = q[..., m : m + step, :]
+            part = q[..., m : m + step, :].double()
             s = scale * part @ k.mT
             error = u * s.abs() + 8 * math.sqrt(D) * U_ACC * abs(scale) * (part.abs() @ k.abs().mT)
             if causal:
