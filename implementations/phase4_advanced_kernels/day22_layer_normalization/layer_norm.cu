@@ -46,14 +46,17 @@ __device__ __forceinline__ void normalize(const T* x, const T* __restrict__ w,
     // Of rows far from zero x * x would keep no digit of the variance; x - shift loses none.
     const float shift = sum[0] / (LONG ? PART : N);
     float sums[2] = {};
-    add_deviations<STEP>(sums, v, shift, row_tid, first);
+    subtract(v, shift);
+    add_deviations<STEP>(sums, v, row_tid, first);
     if constexpr (LONG) {
         for (long long n = PART; n < last; n += PART) {
             load_row<STEP>(v, x + n, row_tid, PART);
-            add_deviations<STEP>(sums, v, shift, row_tid, PART);
+            subtract(v, shift);
+            add_deviations<STEP>(sums, v, row_tid, PART);
         }
         load_row<STEP>(v, x + last, row_tid, count);
-        add_deviations<STEP>(sums, v, shift, row_tid, count);
+        subtract(v, shift);
+        add_deviations<STEP>(sums, v, row_tid, count);
     }
     sum_row<THREADS, CLUSTER>(sums, sSums, rank);
     const float left = sums[0] / N;  // of the mean, which was rounded, or of a part
@@ -65,11 +68,11 @@ __device__ __forceinline__ void normalize(const T* x, const T* __restrict__ w,
         rstd[row] = rstd_of_row;
     }
 
-    store_normalized<STEP>(v, w + last, b + last, y + last, shift, left, rstd_of_row, row_tid,
-                           count);
+    store_normalized<STEP>(v, w + last, b + last, y + last, left, rstd_of_row, row_tid, count);
     for (long long n = last - PART; n >= 0; n -= PART) {
         load_row<STEP>(v, x + n, row_tid, PART);
-        store_normalized<STEP>(v, w + n, b + n, y + n, shift, left, rstd_of_row, row_tid, PART);
+        subtract(v, shift);
+        store_normalized<STEP>(v, w + n, b + n, y + n, left, rstd_of_row, row_tid, PART);
     }
 }
 

@@ -7,7 +7,7 @@ import triton.language as tl
 from implementations.phase4_advanced_kernels.day22_layer_normalization.layer_norm import check
 
 TILE = 4096  # elements a program holds, unless one row is longer
-PER_THREAD = 16  # elements a thread holds, unless one row is longer than 32 warps hold so
+PER_THREAD = 32  # elements a thread holds, unless one row is longer than 32 warps hold so
 MAX_BLOCK_N = 16384  # elements on chip; more would spill
 
 
@@ -50,7 +50,7 @@ def layer_norm_kernel(
     left, mean, rstd = statistics(shift, s1, s2, N + 0.0, eps)
     w = tl.load(w_ptr + offs_n, mask=in_columns).to(tl.float32)
     b = tl.load(b_ptr + offs_n, mask=in_columns).to(tl.float32)
-    y = (x - shift - left) * rstd * w + b
+    y = ((x - shift) * rstd - left * rstd) * w + b
 
     tl.store(y_ptr + offs, y, mask=mask)
     tl.store(mean_ptr + offs_m, mean, mask=in_rows)
@@ -92,14 +92,14 @@ def layer_norm_long_kernel(
     # The last tile is still on chip. Others follow backwards, as the L2 keeps what was read last.
     w = tl.load(w_ptr + last + offs_n, mask=in_last).to(tl.float32)
     b = tl.load(b_ptr + last + offs_n, mask=in_last).to(tl.float32)
-    y = (x - shift - left) * rstd * w + b
+    y = ((x - shift) * rstd - left * rstd) * w + b
     tl.store(y_ptr + last + offs_n, y, mask=in_last, eviction_policy="evict_first")
     for n in range(BLOCK_N, last + BLOCK_N, BLOCK_N):
         offs = last - n + offs_n
         x = tl.load(x_ptr + offs, eviction_policy="evict_first").to(tl.float32)
         w = tl.load(w_ptr + offs).to(tl.float32)
         b = tl.load(b_ptr + offs).to(tl.float32)
-        y = (x - shift - left) * rstd * w + b
+        y = ((x - shift) * rstd - left * rstd) * w + b
         tl.store(y_ptr + offs, y, eviction_policy="evict_first")
 
 

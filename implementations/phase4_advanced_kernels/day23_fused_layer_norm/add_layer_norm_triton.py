@@ -46,7 +46,7 @@ def add_layer_norm_kernel(
     left, mean, rstd = statistics(shift, s1, s2, N + 0.0, eps)
     w = tl.load(w_ptr + offs_n, mask=in_columns).to(tl.float32)
     b = tl.load(b_ptr + offs_n, mask=in_columns).to(tl.float32)
-    y = (s - shift - left) * rstd * w + b
+    y = ((s - shift) * rstd - left * rstd) * w + b
 
     tl.store(y_ptr + offs, y, mask=mask)
     tl.store(mean_ptr + offs_m, mean, mask=in_rows)
@@ -93,14 +93,14 @@ def add_layer_norm_long_kernel(
     tl.debug_barrier()
     w = tl.load(w_ptr + offs, mask=in_last).to(tl.float32)
     b = tl.load(b_ptr + offs, mask=in_last).to(tl.float32)
-    y = (s - shift - left) * rstd * w + b
+    y = ((s - shift) * rstd - left * rstd) * w + b
     tl.store(y_ptr + offs, y, mask=in_last, eviction_policy="evict_first")
     for n in range(BLOCK_N, last + BLOCK_N, BLOCK_N):
         offs = last - n + offs_n
         s = tl.load(s_ptr + offs, eviction_policy="evict_first").to(tl.float32)
         w = tl.load(w_ptr + offs).to(tl.float32)
         b = tl.load(b_ptr + offs).to(tl.float32)
-        y = (s - shift - left) * rstd * w + b
+        y = ((s - shift) * rstd - left * rstd) * w + b
         tl.store(y_ptr + offs, y, eviction_policy="evict_first")
 
 

@@ -142,7 +142,7 @@ def attention_standard(q, k, v, causal, sm_scale):
         sizes = (M, N, offset, stride)
         tiles_m, tiles_n = triton.cdiv(M, BLOCK_M), triton.cdiv(stride, BLOCK_N)
         attention_standard_scores_kernel[(B * H * tiles_m * tiles_n,)](
-            q, k, s, *sizes, sm_scale, D, BLOCK_M, BLOCK_N, num_warps=NUM_WARPS
+            q, k, s, *sizes, sm_scale, D, BLOCK_M, BLOCK_N, num_warps=NUM_WARPS, maxnreg=128
         )
         BLOCK = min(
             triton.next_power_of_2(stride // 2 + 1), MAX_TILE
