@@ -59,6 +59,7 @@ class KernelSpec:
     magnitude: the same parameters → what errors are measured by, an output each, where the
         reference of the inputs' magnitudes is no bound.
     baselines: what a user would call instead, by name, the main one first.
+    random_baselines: those of them that draw other numbers, and so give other bits, at each call.
     other_sizes: what is timed in the other dtypes; the headline only, unless stated.
     huge_sizes: of more than 2³¹ elements, or as many as are taken, checked on a GPU in the last
         dtype.
@@ -93,6 +94,7 @@ class KernelSpec:
     dtypes: tuple[torch.dtype, ...]
     agreement: Rule | tuple[Rule, ...]
     baselines: Mapping[str, Callable]
+    random_baselines: tuple[str, ...] = ()
     magnitude: Callable | None = None
     other_sizes: tuple[Size, ...] = ()
     huge_sizes: tuple[Size, ...] = ()

@@ -47,7 +47,7 @@ __device__ void sum_row(float (&value)[COUNT], float (&sSums)[COUNT][32 * CLUSTE
 // Beyond these they are 0.
 template <int STEP, typename T, int VEC, int PACKS>
 __device__ void load_row(float (&v)[PACKS][VEC], const T* x, int row_tid, int count) {
-    Pack<T, VEC> pack[PACKS];
+    Pack<T, VEC> pack[PACKS] = {};
 #pragma unroll
     for (int p = 0; p < PACKS; ++p) {  // all loads are under way before the first is used
         const int n = (p * STEP + row_tid) * VEC;  // neighbours read neighbouring packs
@@ -56,44 +56,35 @@ __device__ void load_row(float (&v)[PACKS][VEC], const T* x, int row_tid, int co
 #pragma unroll
     for (int p = 0; p < PACKS; ++p)
 #pragma unroll
-        for (int k = 0; k < VEC; ++k)
-            v[p][k] = (p * STEP + row_tid) * VEC < count ? float(pack[p].v[k]) : 0.f;
+        for (int k = 0; k < VEC; ++k) v[p][k] = float(pack[p].v[k]);
 }
 
-// Takes `shift` from a thread's elements.
-template <int VEC, int PACKS>
-__device__ void subtract(float (&v)[PACKS][VEC], float shift) {
-#pragma unroll
-    for (int p = 0; p < PACKS; ++p)
-#pragma unroll
-        for (int k = 0; k < VEC; ++k) v[p][k] -= shift;
-}
-
-// Adds a thread's deviations d to sums[0], their squares to sums[1]; pack by pack, as a long sum
-// would round off more of what it is given.
+// Adds the deviations of a thread's elements from `shift` to sums[0], their squares to sums[1];
+// pack by pack, as a long sum would round off more of what it is given.
 template <int STEP, int VEC, int PACKS>
-__device__ void add_deviations(float (&sums)[2], const float (&d)[PACKS][VEC], int row_tid,
-                               int count) {
+__device__ void add_deviations(float (&sums)[2], const float (&v)[PACKS][VEC], float shift,
+                               int row_tid, int count) {
 #pragma unroll
     for (int p = 0; p < PACKS; ++p)
         if ((p * STEP + row_tid) * VEC < count) {
             float s1 = 0.f, s2 = 0.f;
 #pragma unroll
             for (int k = 0; k < VEC; ++k) {
-                s1 += d[p][k];
-                s2 += d[p][k] * d[p][k];
+                const float d = v[p][k] - shift;
+                s1 += d;
+                s2 += d * d;
             }
             sums[0] += s1;
             sums[1] += s2;
         }
 }
 
-// Stores y = (d - left) * rstd * w + b of a thread's deviations d from the shift, of the `count`
-// elements from `y` on; w and b, which all rows share, come from the L1 or the L2.
+// Stores y of a thread's elements v, of the `count` elements from `y` on; w and b, which all rows
+// share, come from the L1 or the L2. The mean is shift + left.
 template <int STEP, typename T, int VEC, int PACKS>
-__device__ void store_normalized(const float (&d)[PACKS][VEC], const T* __restrict__ w,
-                                 const T* __restrict__ b, T* __restrict__ y, float left, float rstd,
-                                 int row_tid, int count) {
+__device__ void store_normalized(const float (&v)[PACKS][VEC], const T* __restrict__ w,
+                                 const T* __restrict__ b, T* __restrict__ y, float shift,
+                                 float left, float rstd, int row_tid, int count) {
     const float offset = -left * rstd;
 #pragma unroll
     for (int p = 0; p < PACKS; ++p) {
@@ -103,7 +94,7 @@ __device__ void store_normalized(const float (&d)[PACKS][VEC], const T* __restri
             Pack<T, VEC> pack;
 #pragma unroll
             for (int k = 0; k < VEC; ++k) {
-                const float normal = d[p][k] * rstd + offset;
+                const float normal = (v[p][k] - shift) * rstd + offset;
                 pack.v[k] = T(normal * float(w_pack.v[k]) + float(b_pack.v[k]));
             }
             store_pack(y + n, pack);

@@ -69,26 +69,21 @@ def make_load_row(VEC, PACKS, STEP):
     return load_row
 
 
-@cuda.jit(device=True)
-def subtract(v, shift):
-    """Takes `shift` from a thread's elements."""
-    for k in range(len(v)):
-        v[k] -= shift
-
-
 @cache
 def make_add_deviations(VEC, PACKS, STEP):
-    """`add_deviations(s1, s2, d, row_tid, count)`: adds a thread's deviations d to s1, and their
-    squares to s2; pack by pack, as a long sum would round off more of what it is given."""
+    """`add_deviations(s1, s2, v, shift, row_tid, count)`: adds the deviations of a thread's
+    elements from `shift` to s1, and their squares to s2; pack by pack, as a long sum would round
+    off more of what it is given."""
 
     @cuda.jit(device=True)
-    def add_deviations(s1, s2, d, row_tid, count):
+    def add_deviations(s1, s2, v, shift, row_tid, count):
         for p in range(PACKS):
             if (p * STEP + row_tid) * VEC < count:
                 d1, d2 = float32(0), float32(0)
-                for k in range(p * VEC, (p + 1) * VEC):
-                    d1 += d[k]
-                    d2 += d[k] * d[k]
+                for k in range(VEC):
+                    d = v[p * VEC + k] - shift
+                    d1 += d
+                    d2 += d * d
                 s1 += d1
                 s2 += d2
         return s1, s2
@@ -98,13 +93,12 @@ def make_add_deviations(VEC, PACKS, STEP):
 
 @cache
 def make_store_normalized(VEC, PACKS, STEP):
-    """`store_normalized(d, w, b, first, y, start, left, rstd, row_tid, count)`: stores y =
-    (d - left) * rstd * w + b of a thread's deviations d from the shift, of the `count` elements
-    from y[start] on; d is lost. Those of w and b, which all rows share, start at `first` and come
-    from the L1 or the L2."""
+    """`store_normalized(v, w, b, first, y, start, shift, left, rstd, row_tid, count)`: stores y of
+    a thread's elements v, of the `count` elements from y[start] on; those of w and b, which all
+    rows share, start at `first` and come from the L1 or the L2. The mean is shift + left."""
 
     @cuda.jit(device=True)
-    def store_normalized(d, w, b, first, y, start, left, rstd, row_tid, count):
+    def store_normalized(v, w, b, first, y, start, shift, left, rstd, row_tid, count):
         offset = -left * rstd
         w_pack = cuda.local.array(VEC, float32)
         b_pack = cuda.local.array(VEC, float32)
@@ -118,11 +112,11 @@ def make_store_normalized(VEC, PACKS, STEP):
                     w_pack[0] = load(w, first + n)
                     b_pack[0] = load(b, first + n)
                 for k in range(VEC):
-                    normal = d[p * VEC + k] * rstd + offset
-                    d[p * VEC + k] = normal * w_pack[k] + b_pack[k]
+                    normal = (v[p * VEC + k] - shift) * rstd + offset
+                    v[p * VEC + k] = normal * w_pack[k] + b_pack[k]
                 if VEC > 1:
-                    store_pack(y, start + n, d, p * VEC)
+                    store_pack(y, start + n, v, p * VEC)
                 else:
-                    store(y, start + n, d[p])
+                    store(y, start + n, v[p])
 
     return store_normalized

@@ -41,9 +41,7 @@ class Expected:
     rms: float = math.inf
 
 
-def judge(
-    spec: KernelSpec, size: Size, inputs: tuple, outputs, *, each: bool = False
-) -> Judgement:
+def judge(spec: KernelSpec, size: Size, inputs: tuple, outputs, *, each: bool = False) -> Judgement:
     """Judge what the kernel gave for `inputs`: `outputs`, a tensor, or a tuple or list of them.
 
     each: judge each element, and no mean, where few elements may be left to take it of.

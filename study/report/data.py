@@ -49,6 +49,7 @@ COLUMNS = {  # of each table, those that the report uses
 }
 # What no row lacks, in the tables that have it. A line that was cut short ends before its hash.
 NEEDED = ("kernel", "backend", "status", "source_hash")
+NEARLY = 1.05  # times what the fastest takes is nearly as fast
 NOT_RANKED = ("launch-bound", "no verdict")
 SOURCE = ["kernel", "backend", "source_hash", "spec_hash"]  # what a row measured, and by what
 OF_A_SOURCE = (
@@ -268,6 +269,23 @@ class Data:
         t = self.tuning
         at = (t.kernel == kernel) & (t.backend == backend)
         return t[at & (t["size"] == (size or headline(kernel)[1])) & t.device_us_p50.notna()]
+
+    def gained(self, kernel: str, backend: str, size: str) -> Estimate:
+        """The default's time over the fastest configuration's at a size that was searched."""
+        found = self.configurations(kernel, backend, size)
+        before = found[found.default.astype(bool)].device_us_p50
+        if before.empty:
+            return Estimate(note="not measured" if found.empty else "failed")
+        gain = before.iloc[0] / found.device_us_p50.min()
+        return Estimate(gain, gain, gain, ".2f")
+
+    def nearly_best(self, kernel: str, backend: str, size: str) -> Estimate:
+        """How many configurations take at most NEARLY times as long as the fastest at a size."""
+        us = self.configurations(kernel, backend, size).device_us_p50
+        if us.empty:
+            return Estimate(note="not measured")
+        count = (us <= NEARLY * us.min()).sum()
+        return Estimate(count, count, count, ".0f")
 
     def finite(self, kernel: str, backend: str, dtype=None, scale=None) -> Estimate:
         """The share of rows that come out finite: the least of the dtypes and scales not given."""

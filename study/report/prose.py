@@ -72,6 +72,8 @@ class Prose:
             "largest",
             "intensity",
             "of_fastest",
+            "gained",
+            "nearly_best",
         )
         self.environment.globals = {
             **{name: getattr(data, name) for name in methods},

@@ -108,10 +108,18 @@ def _launched() -> Iterator[list[dict[str, int]]]:
 
 
 def _resources(handle, dynamic_bytes: int) -> dict[str, int]:
-    from cuda.bindings.driver import CUfunction_attribute, cuFuncGetAttribute
+    from cuda.bindings.driver import (
+        CUfunction_attribute,
+        CUkernel,
+        cuFuncGetAttribute,
+        cuKernelGetFunction,
+    )
 
     names = ("NUM_REGS", "LOCAL_SIZE_BYTES", "SHARED_SIZE_BYTES")
-    asked = (getattr(CUfunction_attribute, f"CU_FUNC_ATTRIBUTE_{name}") for name in names)
+    asked = [getattr(CUfunction_attribute, f"CU_FUNC_ATTRIBUTE_{name}") for name in names]
+    error, _ = cuFuncGetAttribute(asked[0], handle)
+    if error:  # Numba's kernels are of a library: a launch takes these as well, this does not
+        _, handle = cuKernelGetFunction(CUkernel(int(handle)))
     registers, local, static = (cuFuncGetAttribute(each, handle)[1] for each in asked)
     return dict(zip(RESOURCES, (registers, local, static + dynamic_bytes), strict=True))
 

@@ -46,17 +46,14 @@ __device__ __forceinline__ void normalize(const T* x, const T* __restrict__ w,
     // Of rows far from zero x * x would keep no digit of the variance; x - shift loses none.
     const float shift = sum[0] / (LONG ? PART : N);
     float sums[2] = {};
-    subtract(v, shift);
-    add_deviations<STEP>(sums, v, row_tid, first);
+    add_deviations<STEP>(sums, v, shift, row_tid, first);
     if constexpr (LONG) {
         for (long long n = PART; n < last; n += PART) {
             load_row<STEP>(v, x + n, row_tid, PART);
-            subtract(v, shift);
-            add_deviations<STEP>(sums, v, row_tid, PART);
+            add_deviations<STEP>(sums, v, shift, row_tid, PART);
         }
         load_row<STEP>(v, x + last, row_tid, count);
-        subtract(v, shift);
-        add_deviations<STEP>(sums, v, row_tid, count);
+        add_deviations<STEP>(sums, v, shift, row_tid, count);
     }
     sum_row<THREADS, CLUSTER>(sums, sSums, rank);
     const float left = sums[0] / N;  // of the mean, which was rounded, or of a part
@@ -68,17 +65,17 @@ __device__ __forceinline__ void normalize(const T* x, const T* __restrict__ w,
         rstd[row] = rstd_of_row;
     }
 
-    store_normalized<STEP>(v, w + last, b + last, y + last, left, rstd_of_row, row_tid, count);
+    store_normalized<STEP>(v, w + last, b + last, y + last, shift, left, rstd_of_row, row_tid,
+                           count);
     for (long long n = last - PART; n >= 0; n -= PART) {
         load_row<STEP>(v, x + n, row_tid, PART);
-        subtract(v, shift);
-        store_normalized<STEP>(v, w + n, b + n, y + n, left, rstd_of_row, row_tid, PART);
+        store_normalized<STEP>(v, w + n, b + n, y + n, shift, left, rstd_of_row, row_tid, PART);
     }
 }
 
-// Unless told that 768 resident threads are enough, the compiler saves registers and spills.
+// Unless told that 1024 resident threads are enough, the compiler saves registers and spills.
 template <typename T, int VEC, int PACKS, int THREADS, int ROWS, int CLUSTER, bool LONG>
-__global__ void __launch_bounds__(THREADS* ROWS, VEC > 1 ? 768 / (THREADS * ROWS) : 1)
+__global__ void __launch_bounds__(THREADS* ROWS, VEC > 1 ? 1024 / (THREADS * ROWS) : 1)
     layer_norm_kernel(const T* x, const T* __restrict__ w, const T* __restrict__ b,
                       T* __restrict__ y, float* __restrict__ mean, float* __restrict__ rstd,
                       long long M, long long N, float eps) {

@@ -25,11 +25,12 @@ def dealt(x):
         VEC = 1
     max_cluster = MAX_CLUSTER if properties(x.device).clusters() else 1
     packs = N // VEC
-    row_threads = 1 << (-(-N // PER_THREAD) - 1).bit_length()
+    row_threads = max(min(packs, 32), -(-N // PER_THREAD))
+    row_threads = 1 << (row_threads - 1).bit_length()
     LONG = row_threads > max_cluster * MAX_THREADS
     if LONG:
         row_threads = max_cluster * CLUSTER_BLOCK
-    CLUSTER = max(1, min(row_threads // CLUSTER_BLOCK, max_cluster))
+    CLUSTER = min(row_threads // CLUSTER_BLOCK, max_cluster) if row_threads > MAX_THREADS else 1
     THREADS = row_threads // CLUSTER
     PACKS = min(-(-packs // row_threads), PER_THREAD // VEC)
     ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory

@@ -19,7 +19,6 @@ from implementations.instructions.row_norm import (
     make_load_row,
     make_store_normalized,
     make_sum_row,
-    subtract,
 )
 from implementations.phase4_advanced_kernels.day22_layer_normalization.layer_norm import check
 
@@ -70,16 +69,13 @@ def layer_norm_kernel(VEC, PACKS, THREADS, ROWS, CLUSTER, LONG):
 
         # of rows far from zero x * x would keep no digit of the variance; x - shift loses none
         shift = total / float32(PART if LONG else N)
-        subtract(v, shift)
-        s1, s2 = add_deviations(float32(0), float32(0), v, row_tid, first)
+        s1, s2 = add_deviations(float32(0), float32(0), v, shift, row_tid, first)
         if LONG:
             for n in range(PART, last, PART):
                 load_row(v, x, start + n, row_tid, PART)
-                subtract(v, shift)
-                s1, s2 = add_deviations(s1, s2, v, row_tid, PART)
+                s1, s2 = add_deviations(s1, s2, v, shift, row_tid, PART)
             load_row(v, x, start + last, row_tid, count)
-            subtract(v, shift)
-            s1, s2 = add_deviations(s1, s2, v, row_tid, count)
+            s1, s2 = add_deviations(s1, s2, v, shift, row_tid, count)
         left = sum_row(s1, sSum1, rank) / float32(N)  # of the mean, which was rounded, or of a part
         variance = sum_row(s2, sSum2, rank) / float32(N) - left * left
         rstd_of_row = float32(1) / math.sqrt(variance + eps)
@@ -88,11 +84,10 @@ def layer_norm_kernel(VEC, PACKS, THREADS, ROWS, CLUSTER, LONG):
             mean[row] = variance if math.isnan(variance) else shift + left
             rstd[row] = rstd_of_row
 
-        store_normalized(v, w, b, last, y, start + last, left, rstd_of_row, row_tid, count)
+        store_normalized(v, w, b, last, y, start + last, shift, left, rstd_of_row, row_tid, count)
         for n in range(last - PART, -1, -PART):
             load_row(v, x, start + n, row_tid, PART)
-            subtract(v, shift)
-            store_normalized(v, w, b, n, y, start + n, left, rstd_of_row, row_tid, PART)
+            store_normalized(v, w, b, n, y, start + n, shift, left, rstd_of_row, row_tid, PART)
 
     return kernel
 
@@ -105,11 +100,12 @@ def dealt(x):
         VEC = 1
     max_cluster = MAX_CLUSTER if properties(x.device).clusters() else 1
     packs = N // VEC
-    row_threads = 1 << (-(-N // PER_THREAD) - 1).bit_length()
+    row_threads = max(min(packs, 32), -(-N // PER_THREAD))
+    row_threads = 1 << (row_threads - 1).bit_length()
     LONG = row_threads > max_cluster * MAX_THREADS
     if LONG:
         row_threads = max_cluster * CLUSTER_BLOCK
-    CLUSTER = max(1, min(row_threads // CLUSTER_BLOCK, max_cluster))
+    CLUSTER = min(row_threads // CLUSTER_BLOCK, max_cluster) if row_threads > MAX_THREADS else 1
     THREADS = row_threads // CLUSTER
     PACKS = min(-(-packs // row_threads), PER_THREAD // VEC)
     ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory

@@ -7,7 +7,7 @@ import triton.language as tl
 from implementations.phase4_advanced_kernels.day22_layer_normalization.layer_norm import check
 
 TILE = 4096  # elements a program holds, unless one row is longer
-PER_THREAD = 32  # elements a thread holds, unless one row is longer than 32 warps hold so
+PER_THREAD = 64  # bytes of x that a thread holds, unless one row is longer than 32 warps hold so
 MAX_BLOCK_N = 16384  # elements on chip; more would spill
 
 
@@ -115,7 +115,8 @@ def layer_norm(x, w, b, eps):
     if N <= MAX_BLOCK_N:
         BLOCK_N = triton.next_power_of_2(N)
         ROWS = max(1, TILE // BLOCK_N)
-        num_warps = min(max(ROWS * BLOCK_N // (32 * PER_THREAD), 4), 32)
+        per_warp = 32 * PER_THREAD // x.element_size()
+        num_warps = min(max(ROWS * BLOCK_N // per_warp, 4), 32)
         grid = (triton.cdiv(M, ROWS),)
         layer_norm_kernel[grid](*args, M, N, eps, ROWS, BLOCK_N, num_warps=num_warps)
     else:

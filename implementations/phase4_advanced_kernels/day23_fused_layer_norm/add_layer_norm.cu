@@ -75,17 +75,14 @@ __device__ __forceinline__ void normalize(const T* x, const T* residual, const T
     // Of rows far from zero s * s would keep no digit of the variance; s - shift loses none.
     const float shift = sum[0] / (LONG ? PART : N);
     float sums[2] = {};
-    subtract(v, shift);
-    add_deviations<STEP>(sums, v, row_tid, first);
+    add_deviations<STEP>(sums, v, shift, row_tid, first);
     if constexpr (LONG) {
         for (long long n = PART; n < last; n += PART) {
             add_row<STEP>(v, x + n, residual + n, s + n, row_tid, PART);
-            subtract(v, shift);
-            add_deviations<STEP>(sums, v, row_tid, PART);
+            add_deviations<STEP>(sums, v, shift, row_tid, PART);
         }
         add_row<STEP>(v, x + last, residual + last, s + last, row_tid, count);
-        subtract(v, shift);
-        add_deviations<STEP>(sums, v, row_tid, count);
+        add_deviations<STEP>(sums, v, shift, row_tid, count);
     }
     sum_row<THREADS, CLUSTER>(sums, sSums, rank);
     const float left = sums[0] / N;  // of the mean, which was rounded, or of a part
@@ -97,11 +94,11 @@ __device__ __forceinline__ void normalize(const T* x, const T* residual, const T
         rstd[row] = rstd_of_row;
     }
 
-    store_normalized<STEP>(v, w + last, b + last, y + last, left, rstd_of_row, row_tid, count);
+    store_normalized<STEP>(v, w + last, b + last, y + last, shift, left, rstd_of_row, row_tid,
+                           count);
     for (long long n = last - PART; n >= 0; n -= PART) {
         load_row<STEP>(v, s + n, row_tid, PART);
-        subtract(v, shift);
-        store_normalized<STEP>(v, w + n, b + n, y + n, left, rstd_of_row, row_tid, PART);
+        store_normalized<STEP>(v, w + n, b + n, y + n, shift, left, rstd_of_row, row_tid, PART);
     }
 }
 

@@ -19,7 +19,6 @@ from implementations.instructions.row_norm import (
     make_load_row,
     make_store_normalized,
     make_sum_row,
-    subtract,
 )
 from implementations.phase4_advanced_kernels.day22_layer_normalization.layer_norm_numba import dealt
 from implementations.phase4_advanced_kernels.day23_fused_layer_norm.add_layer_norm import check
@@ -100,16 +99,13 @@ def add_layer_norm_kernel(VEC, PACKS, THREADS, ROWS, CLUSTER, LONG):
 
         # of rows far from zero s * s would keep no digit of the variance; s - shift loses none
         shift = total / float32(PART if LONG else N)
-        subtract(v, shift)
-        s1, s2 = add_deviations(float32(0), float32(0), v, row_tid, first)
+        s1, s2 = add_deviations(float32(0), float32(0), v, shift, row_tid, first)
         if LONG:
             for n in range(PART, last, PART):
                 add_row(v, x, residual, s, start + n, row_tid, PART)
-                subtract(v, shift)
-                s1, s2 = add_deviations(s1, s2, v, row_tid, PART)
+                s1, s2 = add_deviations(s1, s2, v, shift, row_tid, PART)
             add_row(v, x, residual, s, start + last, row_tid, count)
-            subtract(v, shift)
-            s1, s2 = add_deviations(s1, s2, v, row_tid, count)
+            s1, s2 = add_deviations(s1, s2, v, shift, row_tid, count)
         left = sum_row(s1, sSum1, rank) / float32(N)  # of the mean, which was rounded, or of a part
         variance = sum_row(s2, sSum2, rank) / float32(N) - left * left
         rstd_of_row = float32(1) / math.sqrt(variance + eps)
@@ -118,11 +114,10 @@ def add_layer_norm_kernel(VEC, PACKS, THREADS, ROWS, CLUSTER, LONG):
             mean[row] = variance if math.isnan(variance) else shift + left
             rstd[row] = rstd_of_row
 
-        store_normalized(v, w, b, last, y, start + last, left, rstd_of_row, row_tid, count)
+        store_normalized(v, w, b, last, y, start + last, shift, left, rstd_of_row, row_tid, count)
         for n in range(last - PART, -1, -PART):
             load_row(v, s, start + n, row_tid, PART)
-            subtract(v, shift)
-            store_normalized(v, w, b, n, y, start + n, left, rstd_of_row, row_tid, PART)
+            store_normalized(v, w, b, n, y, start + n, shift, left, rstd_of_row, row_tid, PART)
 
     return kernel
 

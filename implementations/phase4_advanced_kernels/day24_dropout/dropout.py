@@ -133,6 +133,7 @@ SPEC = KernelSpec(
     dtypes=DTYPES,
     agreement=Exact(),
     baselines={"torch": native, "torch.compile": compiled(native)},
+    random_baselines=("torch", "torch.compile"),
     huge_sizes=({"N": 2**31 + 4099, "p": 0.5},),
     limits={"N": {"N": MAX_ELEMENTS, "p": 0.5}},
     refused=REFUSED,

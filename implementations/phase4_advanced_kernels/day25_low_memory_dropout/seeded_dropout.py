@@ -46,6 +46,7 @@ SPEC = KernelSpec(
     dtypes=stored.DTYPES,
     agreement=Exact(),
     baselines={"torch": random, "torch.compile": compiled(random)},
+    random_baselines=("torch", "torch.compile"),
     huge_sizes=({"N": 2**31 + 4099, "p": 0.5},),
     limits={"N": {"N": MAX_ELEMENTS, "p": 0.5}},
     refused=stored.REFUSED,

@@ -3,7 +3,7 @@
 It holds bfloat16 as integers, and then calculates with these and truncates where a GPU rounds; a
 TF32 `tl.dot` keeps all bits of float32; functions of libdevice give None; autotune asks for a
 driver. It also takes any address, and gives zeros where a mask leaves open what is loaded: here an
-address must lie in a tensor of the launch, and what is left open is NaN.
+address must lie in a tensor of the launch, what is left open is NaN, and a `tl.multiple_of` is one.
 """
 
 from collections.abc import Iterator
@@ -89,6 +89,19 @@ def _dot_operand(x, input_precision):
 def _dot(self, a, b, d, input_precision, max_num_imprecise_acc):
     a, b = (_dot_operand(x, input_precision) for x in (a, b))
     return TensorHandle(np.matmul(a, b, dtype=d.data.dtype) + d.data, d.dtype.scalar)
+
+
+def _kept(set_attr):
+    """TensorHandle.set_attr, which refuses a `tl.multiple_of` that is none: a number, or an address
+    in bytes. What is said of a block's elements is taken as said."""
+
+    @wraps(set_attr)
+    def keep(self, key, values):
+        if key == "tt.divisibility" and self.data.size == 1 and self.data.item() % values[0]:
+            raise ValueError(f"{self.data.item()} must be a multiple of {values[0]}, as promised")
+        return set_attr(self, key, values)
+
+    return keep
 
 
 def _extern_elementwise(self, lib_name, lib_path, symbol, args, ret_type, is_pure):
@@ -209,6 +222,7 @@ def install() -> None:
     InterpretedFunction.run = _one_at_a_time(InterpretedFunction.run)
     GridExecutor._init_args_hst = _remembered(GridExecutor._init_args_hst)
     InterpreterBuilder.create_dot = _dot
+    TensorHandle.set_attr = _kept(TensorHandle.set_attr)
     ReduceOps.generic_reduce = _reduce_pairs
     InterpreterBuilder.create_extern_elementwise = _extern_elementwise
     Autotuner.do_bench = staticmethod(_run_once)

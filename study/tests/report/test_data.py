@@ -1,6 +1,8 @@
 """The data of a machine: looked up, checked when read, and never silently out of date."""
 
+import math
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from implementations.common import registry
 from implementations.common.check import dtype_name
 from study.agree import stability
 from study.bench import store
+from study.bench.cells import size_text
 from study.report.data import COLUMNS, PUBLISHED, Data, headline
 from study.report.estimates import State, all_of
 from study.speed import counters
@@ -168,6 +171,20 @@ def test_rows_come_in_the_order_of_the_registry(home):
     for name in set(COLUMNS) - {"samples"}:
         one, other = getattr(whole, name), getattr(shuffled, name)
         pd.testing.assert_frame_equal(*(t.reset_index(drop=True) for t in (one, other)))
+
+
+def test_what_a_search_gained_and_how_flat_its_optimum_is(folder):
+    kernel = next(k for k in registry.kernels() if registry.spec(k).tuning)
+    size, data = size_text(registry.spec(kernel).headline), Data.load(folder)
+    us = [20.0, 10.0, 10.5, 10.6, math.nan]
+    rows = data.tuning[(data.tuning.backend == "cupy") & (data.tuning["size"] == size)].head(5)
+    rows = rows.assign(device_us_p50=us, default=[True, *[False] * 4])
+    found = replace(data, tuning=rows)
+    assert found.gained(kernel, "cupy", size).value == 2
+    assert found.nearly_best(kernel, "cupy", size).value == 2
+    assert str(found.gained(kernel, "numba", size)) == "not measured"
+    assert str(found.nearly_best(kernel, "numba", size)) == "not measured"
+    assert str(replace(data, tuning=rows.iloc[1:]).gained(kernel, "cupy", size)) == "failed"
 
 
 @pytest.mark.parametrize("kernel", registry.kernels())

@@ -110,6 +110,23 @@ def test_what_is_missing_is_named():
         unknown_kernel[(1,)](torch.ones(1))
 
 
+@triton.jit
+def promising_kernel(x_ptr, n, ADDRESS: tl.constexpr):
+    x_ptr, n = tl.multiple_of(x_ptr, ADDRESS), tl.multiple_of(n, 8)
+    tl.store(x_ptr, n)
+
+
+def test_what_is_promised_to_be_a_multiple_is_one():
+    x = torch.zeros(8)
+    promising_kernel[(1,)](x, 24, 16)
+    assert x[0] == 24
+    with pytest.raises(Exception, match="28 must be a multiple of 8, as promised"):
+        promising_kernel[(1,)](x, 28, 16)
+    with pytest.raises(Exception, match=f"{x[1:].data_ptr()} must be a multiple of 16"):
+        promising_kernel[(1,)](x[1:], 24, 16)
+    promising_kernel[(1,)](x[1:], 24, 4)
+
+
 tried = []
 
 
