@@ -92,8 +92,9 @@ def layer_norm_kernel(VEC, PACKS, THREADS, ROWS, CLUSTER, LONG):
     return kernel
 
 
-def dealt(x):
-    """The grid, the block and the constants by which a matrix's rows get their threads."""
+def dealt(x, max_threads=MAX_THREADS):
+    """The grid, the block and the constants by which a matrix's rows get their threads, of which a
+    block has max_threads at most."""
     M, N = x.shape
     VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
     if N % VEC:  # rows do not start at a multiple of 16 bytes
@@ -102,10 +103,10 @@ def dealt(x):
     packs = N // VEC
     row_threads = max(min(packs, 32), -(-N // PER_THREAD))
     row_threads = 1 << (row_threads - 1).bit_length()
-    LONG = row_threads > max_cluster * MAX_THREADS
+    LONG = row_threads > max_cluster * max_threads
     if LONG:
         row_threads = max_cluster * CLUSTER_BLOCK
-    CLUSTER = min(row_threads // CLUSTER_BLOCK, max_cluster) if row_threads > MAX_THREADS else 1
+    CLUSTER = min(row_threads // CLUSTER_BLOCK, max_cluster) if row_threads > max_threads else 1
     THREADS = row_threads // CLUSTER
     PACKS = min(-(-packs // row_threads), PER_THREAD // VEC)
     ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory

@@ -23,6 +23,8 @@ from implementations.instructions.row_norm import (
 from implementations.phase4_advanced_kernels.day22_layer_normalization.layer_norm_numba import dealt
 from implementations.phase4_advanced_kernels.day23_fused_layer_norm.add_layer_norm import check
 
+MAX_THREADS = 512  # threads of a block: more would have too few registers for x and the residual
+
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
 def make_add_row(VEC, PACKS, STEP):
@@ -129,7 +131,7 @@ def add_layer_norm(x, residual, w, b, eps):
     mean = torch.empty(M, dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
     if x.numel() > 0:
-        grid, block, constants = dealt(x)
+        grid, block, constants = dealt(x, MAX_THREADS)
         matrices = (t.view(-1) for t in (x, residual, y, s))
         args = *matrices, w, b, mean, rstd, M, N, np.float32(eps)
         launch(add_layer_norm_kernel(*constants), grid, block, *args)
