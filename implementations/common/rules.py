@@ -20,19 +20,24 @@ class Oracle:
 
     value: ŷ, float64 unless it holds integers or bools. own: torch's result in the kernel's dtype.
     magnitude: as ŷ, of the inputs' magnitudes, where the rule asks for it. size: the cell's.
-    inputs: the kernel's.
     """
 
     value: torch.Tensor
     own: torch.Tensor
     magnitude: torch.Tensor | None
     size: dict
-    inputs: tuple
 
     @property
     def rounding(self) -> torch.Tensor:
         info = torch.finfo(self.own.dtype)
         return self.value.abs().clamp_min_(info.tiny).mul_(info.eps / 2)
+
+
+@dataclass(frozen=True)
+class OracleOfInputs(Oracle):
+    """With what the kernel was given, where a magnitude does not tell enough of it."""
+
+    inputs: tuple
 
 
 class Rule:

@@ -7,7 +7,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from implementations.common.check import dtype_name
-from implementations.common.rules import Exact, Oracle, Rule, relative_rms
+from implementations.common.rules import Exact, Oracle, OracleOfInputs, Rule, relative_rms
 from implementations.common.spec import KernelSpec, Size
 
 
@@ -71,7 +71,7 @@ def expected(spec: KernelSpec, size: Size, inputs: tuple) -> list[Expected]:
         magnitude = spec.magnitude or spec.reference
         magnitudes = as_tuple(magnitude(*_each(inputs, lambda x: x.double().abs())))
     return [
-        _expect(rule, Oracle(value, y, magnitude, size, inputs))
+        _expect(rule, OracleOfInputs(value, y, magnitude, size, inputs))
         for rule, value, y, magnitude in zip(rules, values, own, magnitudes, strict=True)
     ]
 
