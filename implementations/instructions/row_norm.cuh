@@ -1,9 +1,9 @@
 // What the layer norms need alike: the sums of a row over the threads of lanes, a block or a
 // cluster, its packs in registers, and the step from these to y. The twin of row_norm.py.
 //
-// T: the element type. VEC: elements of a pack. PACKS: packs that a thread holds. THREADS: threads of
-// a row in one block, a power of two. CLUSTER: the blocks of a row. STEP: the threads of a row in all
-// blocks.
+// T: the element type. VEC: elements of a pack. PACKS: packs that a thread holds. THREADS: threads
+// of a row in one block, a power of two. CLUSTER: the blocks of a row. STEP: the threads of a row
+// in all blocks.
 #pragma once
 #include "access.cuh"
 #include "cluster.cuh"
