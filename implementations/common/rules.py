@@ -172,7 +172,7 @@ class Attention(Composite):
 
     def bound(self, oracle):
         q, k, v, causal, scale = oracle.inputs
-        k, v = k.double(), v.double()
+        k, v, v_abs = k.double(), v.double(), v.double().abs()
         (M, D), N = q.shape[-2:], k.shape[-2]
         info = torch.finfo(oracle.own.dtype)
         u, bound = info.eps / 2, oracle.rounding
@@ -187,12 +187,12 @@ class Attention(Composite):
                 hidden = torch.ones_like(s[0, 0], dtype=torch.bool).triu_(N - M + 1 + m)
                 s.masked_fill_(hidden, -math.inf)
             error += 4 * U_ACC * (1 + s.amax(-1, keepdim=True) - s)
-            p = torch.softmax(s, -1)
-            growth = error.exp_().masked_fill_(~(p > 0), 0)
+            p = torch.softmax(s, -1).nan_to_num_(nan=0)  # of a query that sees no key
+            growth = error.exp_().masked_fill_(p == 0, 0)
             growth *= (p * growth).sum(-1, keepdim=True)
-            e = growth.mul_(p + u * p.clamp_min(info.tiny)).sub_(p).masked_fill_(~(p > 0), 0)
-            sums = 8 * math.sqrt(N) * U_ACC * (p.masked_fill_(~(p > 0), 0) @ v.abs())
-            all_one_way, square = e @ v.abs(), oracle.value[..., m : m + step, :] ** 2
+            e = growth.mul_(p + u * p.clamp_min(info.tiny)).sub_(p)
+            sums = 8 * math.sqrt(N) * U_ACC * (p @ v_abs)
+            all_one_way, square = e @ v_abs, oracle.value[..., m : m + step, :] ** 2
             square *= e.square_().sum(-1, keepdim=True)
             usual = 8 * (2 * (e @ v.square() + square)).sqrt_()
             bound[..., m : m + step, :] += sums + torch.minimum(all_one_way, usual)

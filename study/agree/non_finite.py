@@ -28,10 +28,8 @@ def planted(cell: Cell, inputs: tuple) -> tuple:
     """Copies of the inputs of one of its kernel's check sizes, with values that are not finite in
     every floating-point tensor, of those parameters that the spec says."""
     spec = registry.spec(cell.kernel)
-    start, parameters = (
-        spec.check_sizes.index(cell.sizes),
-        inspect.signature(spec.reference).parameters,
-    )
+    start = spec.check_sizes.index(cell.sizes)
+    parameters = inspect.signature(spec.reference).parameters
     taken = spec.not_finite(**cell.sizes) if spec.not_finite else parameters
     return tuple(
         tree_map_only(torch.Tensor, lambda x: _plant(x, start), given) if name in taken else given
