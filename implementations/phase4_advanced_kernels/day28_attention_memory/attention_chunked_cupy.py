@@ -1,4 +1,4 @@
-"""For each chunk of queries three launches: tiles of S, rows of S, tiles of o, as on Day 27."""
+"""For each chunk of queries three launches, of which the first two are those of Day 27."""
 
 from itertools import product
 from pathlib import Path
@@ -7,6 +7,16 @@ import torch
 
 from implementations.common.cuda_cpp import CudaSource
 from implementations.common.device import properties
+from implementations.phase4_advanced_kernels.day27_standard_attention.attention_standard_cupy import (  # noqa: E501
+    MAX_THREADS,
+    MIN_THREADS,
+    PACKS,
+    WARP_M,
+    WARP_N,
+)
+from implementations.phase4_advanced_kernels.day27_standard_attention.attention_standard_cupy import (  # noqa: E501
+    SOURCE as DAY_27,
+)
 from implementations.phase4_advanced_kernels.day28_attention_memory.attention_chunked import (
     BLOCK_M,
     BLOCK_N,
@@ -15,9 +25,6 @@ from implementations.phase4_advanced_kernels.day28_attention_memory.attention_ch
     row_stride,
 )
 
-WARP_M, WARP_N = 64, 32
-PACKS = 2  # packs of 16 bytes of a row that a thread holds
-MIN_THREADS, MAX_THREADS = 32, 512  # of a row
 # Queries and, of D, the part of a tile of o: a chunk has few rows, and small tiles make more of it.
 OUT_M, PARTS = 64, 2
 OUT_K = 64  # keys of a step of the loop that makes o
@@ -42,7 +49,7 @@ def attention_chunked(q, k, v, causal, sm_scale):
     scores |= dict(THREADS=TILE_THREADS, shared_bytes=2 * (BLOCK_M + BLOCK_N) * D)
     threads = max(MIN_THREADS, min(stride // (8 * PACKS), MAX_THREADS))
     ROW_THREADS = 1 << (threads.bit_length() - 1)
-    softmax = dict(T=q.dtype, BLOCK_M=OUT_M, PACKS=PACKS, THREADS=ROW_THREADS)
+    softmax = dict(T=q.dtype, BLOCK_M=BLOCK_M, PACKS=PACKS, THREADS=ROW_THREADS)
     OUT_N, OUT_THREADS = D // PARTS, OUT_WARPS[0] * OUT_WARPS[1] * 32
     stage_bytes = 2 * (OUT_M + OUT_N) * OUT_K
     STAGES = properties(q.device).stages(MAX_STAGES, stage_bytes)
@@ -55,16 +62,15 @@ def attention_chunked(q, k, v, causal, sm_scale):
         K_c, V_c = K[head : head + heads], V[head : head + heads]
         Q_c, O_c = (x[head : head + heads, first : first + rows] for x in (Q, O))
         count, M_c, _ = Q_c.shape
-        offset = (
-            N - M + first if causal else N
-        )  # query i of the chunk sees the keys j <= i + offset
+        # query i of the chunk sees the keys j <= i + offset
+        offset = N - M + first if causal else N
         sizes = (M_c, N, offset, stride)
 
         grid, args = (count * -(-M_c // BLOCK_M) * -(-stride // BLOCK_N),), (Q_c, K_c, s, *sizes)
-        name = "attention_chunked_scores_kernel"
-        SOURCE.launch(name, grid, (TILE_THREADS,), *args, sm_scale, **scores)
-        name = "attention_chunked_softmax_kernel"
-        SOURCE.launch(name, (count * M_c,), (ROW_THREADS,), s, *sizes, **softmax)
+        name = "attention_standard_scores_kernel"
+        DAY_27.launch(name, grid, (TILE_THREADS,), *args, sm_scale, **scores)
+        name = "attention_standard_softmax_kernel"
+        DAY_27.launch(name, (count * M_c,), (ROW_THREADS,), s, *sizes, **softmax)
         grid, args = (count * -(-M_c // OUT_M) * PARTS,), (s, V_c, O_c, *sizes)
         name = "attention_chunked_output_kernel"
         SOURCE.launch(name, grid, (OUT_THREADS,), *args, **output)

@@ -1,4 +1,4 @@
-"""For each chunk of queries three launches: tiles of S, rows of S, tiles of o, as on Day 27."""
+"""For each chunk of queries three launches, of which the first two are those of Day 27."""
 
 from functools import cache
 from itertools import product
@@ -9,9 +9,17 @@ from numba import cuda, float32, int16, int32, int64
 
 from implementations.common.device import properties
 from implementations.common.numba_cuda import launch
-from implementations.instructions.async_copy import cp_async_commit, cp_async_wait
-from implementations.instructions.attention import load_rows, multiply_rows, seen_keys, softmax_row
+from implementations.instructions.attention import seen_keys
 from implementations.instructions.tile_product import store_tile, tile_product
+from implementations.phase4_advanced_kernels.day27_standard_attention.attention_standard_numba import (  # noqa: E501
+    MAX_THREADS,
+    MIN_THREADS,
+    PACKS,
+    WARP_M,
+    WARP_N,
+    attention_standard_scores_kernel,
+    attention_standard_softmax_kernel,
+)
 from implementations.phase4_advanced_kernels.day28_attention_memory.attention_chunked import (
     BLOCK_M,
     BLOCK_N,
@@ -20,10 +28,6 @@ from implementations.phase4_advanced_kernels.day28_attention_memory.attention_ch
     row_stride,
 )
 
-WARP_M, WARP_N = 64, 32
-FRAGMENTS = (WARP_M // 16, WARP_N // 8, 4)
-PACKS = 2  # packs of 16 bytes of a row that a thread holds
-MIN_THREADS, MAX_THREADS = 32, 512  # of a row
 # Queries and, of D, the part of a tile of o: a chunk has few rows, and small tiles make more of it.
 OUT_M, PARTS = 64, 2
 OUT_K = 64  # keys of a step of the loop that makes o
@@ -32,60 +36,6 @@ MAX_STAGES = 4
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
-def attention_chunked_scores_kernel(dtype, D, THREADS):
-    load_q, load_k = load_rows(BLOCK_M, D, THREADS), load_rows(BLOCK_N, D, THREADS)
-    multiply = multiply_rows(dtype, BLOCK_M, D, WARP_M, WARP_N)
-    store = store_tile(dtype, True, BLOCK_M, BLOCK_N, WARP_M, WARP_N)
-    cp_async_wait_all = cp_async_wait(0)
-
-    @cuda.jit(launch_bounds=THREADS)
-    def kernel(q, k, s, M, N, offset, stride, sm_scale):
-        shared = cuda.shared.array(0, int16)
-        tiles_m, tiles_n = (M + BLOCK_M - 1) // BLOCK_M, (stride + BLOCK_N - 1) // BLOCK_N
-        tile = cuda.blockIdx.x
-        head = int64(tile // tiles_n // tiles_m)
-        m0 = int32(tile // tiles_n % tiles_m * BLOCK_M)
-        n0 = int32(tile % tiles_n * BLOCK_N)
-        # none of the queries sees any of the keys: nobody will read the tile
-        if n0 >= seen_keys(min(m0 + BLOCK_M, M) - 1, N, offset):
-            return
-
-        # all of D at once: the blocks of a multiprocessor load while others multiply
-        load_q(shared, 0, q, head * M * D, m0, M)
-        load_k(shared, BLOCK_M * D, k, head * N * D, n0, N)
-        cp_async_commit()
-        cp_async_wait_all()
-        cuda.syncthreads()  # the rows of all threads have arrived
-
-        rS = cuda.local.array(FRAGMENTS, float32)
-        multiply(rS, shared, 0, BLOCK_M * D)
-        for i in range(FRAGMENTS[0]):
-            for j in range(FRAGMENTS[1]):
-                for e in range(4):
-                    rS[i, j, e] *= sm_scale  # in fp32, and then rounded once
-
-        cuda.syncthreads()  # all have read q and k: S leaves through their place
-        store(rS, shared, s[head * M * stride :], M, stride, m0, n0)
-
-    return kernel
-
-
-@cache
-def attention_chunked_softmax_kernel(THREADS):
-    softmax = softmax_row(THREADS, PACKS)
-
-    @cuda.jit(launch_bounds=THREADS)
-    def kernel(s, M, N, offset, stride):
-        row = int32(cuda.blockIdx.x % M)
-        # of each row the next kernel reads as many packs as the last row of its tile sees keys of
-        last_row = min((row // OUT_M + 1) * OUT_M, M) - 1
-        end = (seen_keys(last_row, N, offset) + 7) // 8 * 8
-        softmax(s, int64(cuda.blockIdx.x) * stride, seen_keys(row, N, offset), end)
-
-    return kernel
-
-
-@cache
 def attention_chunked_output_kernel(dtype, D, OUT_N, STAGES, THREADS):
     OUT_WARP_M, OUT_WARP_N, TILES_N = OUT_M // OUT_WARPS[0], OUT_N // OUT_WARPS[1], D // OUT_N
     OUT_FRAGMENTS = (OUT_WARP_M // 16, OUT_WARP_N // 8, 4)
@@ -122,10 +72,10 @@ def attention_chunked(q, k, v, causal, sm_scale):
 
     TILE_THREADS = BLOCK_M * BLOCK_N // (WARP_M * WARP_N) * 32
     tile_bytes = 2 * (BLOCK_M + BLOCK_N) * D
-    scores = attention_chunked_scores_kernel(q.dtype, D, TILE_THREADS)
+    scores = attention_standard_scores_kernel(q.dtype, D, TILE_THREADS)
     threads = max(MIN_THREADS, min(stride // (8 * PACKS), MAX_THREADS))
     ROW_THREADS = 1 << (threads.bit_length() - 1)
-    softmax = attention_chunked_softmax_kernel(ROW_THREADS)
+    softmax = attention_standard_softmax_kernel(ROW_THREADS)
     OUT_N, OUT_THREADS = D // PARTS, OUT_WARPS[0] * OUT_WARPS[1] * 32
     stage_bytes = 2 * (OUT_M + OUT_N) * OUT_K
     STAGES = properties(q.device).stages(MAX_STAGES, stage_bytes)
@@ -139,9 +89,8 @@ def attention_chunked(q, k, v, causal, sm_scale):
         Q_c, O_c = (x[head : head + heads, first : first + rows] for x in (Q, O))
         count, M_c, _ = Q_c.shape
         Q_c, O_c = Q_c.view(-1), O_c.view(-1)
-        offset = (
-            N - M + first if causal else N
-        )  # query i of the chunk sees the keys j <= i + offset
+        # query i of the chunk sees the keys j <= i + offset
+        offset = N - M + first if causal else N
         sizes = [*map(np.int32, (M_c, N, offset, stride))]  # 64-bit loop counters would spill
 
         grid = (count * -(-M_c // BLOCK_M) * -(-stride // BLOCK_N),)
