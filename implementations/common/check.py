@@ -16,6 +16,8 @@ MAX_GRID_X, MAX_GRID_YZ = 2**31 - 1, 65_535
 MAX_ELEMENTS = 32 * MAX_GRID_X
 # Of a side whose indices are 32 bits wide and reach beyond it by some tiles.
 MAX_SIDE = 2**31 - 1024
+MAX_ROW_STRIDE = 2**23  # of a view, whose tiles have up to 128 rows
+MAX_SCALE = 2.0**100  # of scores; exp(x) is taken as 2^(x log2 e), which is still finite
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -159,6 +161,52 @@ def check_attention(
             "q and k must have the same batches, heads and last dimension, "
             f"got shapes {tuple(q.shape)} and {tuple(k.shape)}"
         )
+    return _check_heads(q, k, v, causal, sm_scale, head_dims)
+
+
+def check_grouped_attention(
+    q, k, v, causal, sm_scale, dtypes: tuple[torch.dtype, ...], head_dims: tuple[int, ...]
+) -> float:
+    """As `check_attention`, but k and v may have fewer heads, each for as many of q, and all may be
+    views, as `check_rows` has it; the scale must be positive. Returns it, rounded to float32."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_tensor(name, x, ndim=4, dtypes=dtypes, strided=True)
+        check_rows(name, x)
+        check_same(("q", name), q, x, "dtype", "device")
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ValueError(
+            "q and k must have the same batches and last dimension, "
+            f"got shapes {tuple(q.shape)} and {tuple(k.shape)}"
+        )
+    if q.shape[1] % k.shape[1] if k.shape[1] else q.shape[1]:
+        raise ValueError(
+            f"q's heads must be a multiple of k's, got {q.shape[1]} and {k.shape[1]} heads"
+        )
+    scale = _check_heads(q, k, v, causal, sm_scale, head_dims)
+    if not 0 < scale <= MAX_SCALE:
+        raise ValueError(f"sm_scale must be positive and at most {MAX_SCALE:g}, got {scale}")
+    return scale
+
+
+def check_rows(name: str, x: torch.Tensor) -> None:
+    """Require rows, along the last dimension, of neighbours, each from a multiple of 16 bytes on,
+    and each near enough to the next for an index within a tile to be 32 bits. Raises ValueError."""
+    unit = 16 // x.element_size()
+    steps = [x.stride(d) for d in range(x.ndim - 1) if x.shape[d] > 1]
+    if x.shape[-1] > 1 and x.stride(-1) != 1 or any(step % unit for step in steps):
+        raise ValueError(
+            f"{name} must have rows without gaps, and other strides that are multiples of {unit}, "
+            f"got strides {x.stride()} for shape {tuple(x.shape)}"
+        )
+    if x.data_ptr() % 16:
+        raise ValueError(
+            f"{name} must start at a multiple of 16 bytes, got {x.data_ptr() % 16} beyond one"
+        )
+    check_at_most(name, "elements from a row to the next", x.stride(-2), MAX_ROW_STRIDE)
+
+
+def _check_heads(q, k, v, causal, sm_scale, head_dims: tuple[int, ...]) -> float:
+    """What remains of both, once q and k fit each other."""
     check_same(("k", "v"), k, v, "shape")
     if q.shape[3] not in head_dims:
         wanted = " or ".join(map(str, head_dims))

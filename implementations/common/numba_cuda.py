@@ -34,6 +34,13 @@ def launch(kernel, grid: tuple, block: tuple, *args, shared_bytes: int = 0) -> N
     run(kernel, grid, block, args, shared_bytes)
 
 
+def words(x: torch.Tensor) -> torch.Tensor:
+    """What lies between the first and the last element of a tensor of 16 bits, whatever its
+    strides, as int16 in one dimension."""
+    count = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+    return x.view(torch.int16).as_strided((count if x.numel() else 0,), (1,))
+
+
 def kinds(args: tuple) -> tuple:
     """What a kernel is compiled for, of each argument: an array's dtype, dimensions and whether it
     is contiguous, or a number's type."""

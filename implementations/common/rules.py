@@ -159,9 +159,9 @@ class Composite(Rule):
 
 @dataclass(frozen=True)
 class Attention(Composite):
-    """Of q, k, v, causal and scale, where scores s and weights p are rounded to 16 bits:
-    |y - ŷ| ≤ min(Σ e·|v|, 8·√(2·Σ e²·(v² + ŷ²))) + 8·√N·u_a·Σ p·|v| + r, summed over the keys, and
-    the relative rms error at most as of a Composite, and √N·u_a of the rms of v.
+    """Of q, k, v, causal and scale, where weights p, and scores s if `rounded_scores`, are rounded
+    to 16 bits: |y - ŷ| ≤ min(Σ e·|v|, 8·√(2·Σ e²·(v² + ŷ²))) + 8·√N·u_a·Σ p·|v| + r, summed over
+    the keys, and the relative rms error at most as of a Composite, and an eighth of the last sum.
 
     A score's error is δ = u·|s| + 8·√D·u_a·scale·|q|·|k| + 4·u_a·(1 + max s - s): rounded, from a
     sum, and as an argument of exp. A weight becomes at most g·p, where g = exp(δ)·Σ p·exp(δ), and
@@ -170,44 +170,145 @@ class Attention(Composite):
     10¹³ (Hoeffding, J. Am. Stat. Assoc. 58, 1963).
     """
 
+    rounded_scores: bool = True
+
     def bound(self, oracle):
-        q, k, v, causal, scale = oracle.inputs
-        k, v, v_abs = k.double(), v.double(), v.double().abs()
-        (M, D), N = q.shape[-2:], k.shape[-2]
-        info = torch.finfo(oracle.own.dtype)
-        u, bound = info.eps / 2, oracle.rounding
-        if bound.numel() == 0 or N == 0:
-            return bound
-        step = max(1, MOST_AT_ONCE // (bound[..., 0, 0].numel() * max(N, D)))
-        for m in range(0, M, step):
-            part = q[..., m : m + step, :].double()
-            s = scale * part @ k.mT
-            error = u * s.abs() + 8 * math.sqrt(D) * U_ACC * abs(scale) * (part.abs() @ k.abs().mT)
-            if causal:
-                hidden = torch.ones_like(s[0, 0], dtype=torch.bool).triu_(N - M + 1 + m)
-                s.masked_fill_(hidden, -math.inf)
-            error += 4 * U_ACC * (1 + s.amax(-1, keepdim=True) - s)
-            p = torch.softmax(s, -1).nan_to_num_(nan=0)  # of a query that sees no key
-            growth = error.exp_().masked_fill_(p == 0, 0)
-            growth *= (p * growth).sum(-1, keepdim=True)
-            e = growth.mul_(p + u * p.clamp_min(info.tiny)).sub_(p)
-            sums = 8 * math.sqrt(N) * U_ACC * (p @ v_abs)
-            all_one_way, square = e @ v_abs, oracle.value[..., m : m + step, :] ** 2
+        bound, v = oracle.rounding, _of_all_heads(oracle.inputs[2], oracle)
+        for rows, p, delta in _weights(oracle, self.rounded_scores):
+            e = _growth(p, delta).mul_(_rounded(p, oracle)).sub_(p)
+            all_one_way, square = e @ v.abs(), oracle.value[..., rows, :] ** 2
             square *= e.square_().sum(-1, keepdim=True)
             usual = 8 * (2 * (e @ v.square() + square)).sqrt_()
-            bound[..., m : m + step, :] += sums + torch.minimum(all_one_way, usual)
-        return bound
+            bound[..., rows, :] += torch.minimum(all_one_way, usual)
+        return bound.add_(self._sums(oracle))
 
     def rms(self, oracle):
-        v = oracle.inputs[2].double()
-        sums = math.sqrt(oracle.size["N"]) * U_ACC * torch.full_like(oracle.value, _rms(v))
-        return super().rms(oracle) + relative_rms(sums, oracle.value)
+        return super().rms(oracle) + relative_rms(self._sums(oracle) / 8, oracle.value)
+
+    def _sums(self, oracle):
+        """What the sums over the keys are off by."""
+        sums, v = torch.zeros_like(oracle.value), _of_all_heads(oracle.inputs[2], oracle).abs_()
+        for rows, p, _ in _weights(oracle, self.rounded_scores):
+            sums[..., rows, :] = 8 * math.sqrt(p.shape[-1]) * U_ACC * (p @ v)
+        return sums
 
 
-def _rms(x: torch.Tensor) -> float:
-    """The root mean square of what is finite in x."""
-    x = x[x.isfinite()]
-    return float(x.square().mean().sqrt()) if x.numel() else 0.0
+@dataclass(frozen=True)
+class LogSumExp(Rule):
+    """Of the same inputs: |y - ŷ| ≤ log Σ p·exp(δ) + 8·√N·u_a + 4·u_a·(1 + |ŷ|) + r, where y is the
+    logarithm of the sum of exp(s) over the keys, and s is not rounded."""
+
+    def bound(self, oracle):
+        bound = oracle.rounding + 4 * U_ACC * (1 + oracle.value.abs())
+        for rows, p, delta in _weights(oracle, rounded=False):
+            bound[..., rows] += (p * delta.exp_()).sum(-1).log_()
+            bound[..., rows] += 8 * math.sqrt(p.shape[-1]) * U_ACC
+        return bound
+
+
+@dataclass(frozen=True)
+class AttentionGradient(Composite):
+    """Of q, k, v, o, (lse,) do, causal and scale, the gradient with respect to q, k or v, named by
+    `of`. With δ and g as of Attention, dp = do·vᵀ, and ds = p·(dp - Σ o·do), which is rounded to 16
+    bits as p is:
+
+    |y - ŷ| ≤ min(Σ e·|x|, 8·√(2·Σ e²·x²)) + Σ f·|x| + 8·√terms·u_a·Σ |w|·|x| + r, summed over the
+    keys for q and over the queries for k and v; w is ds, ds and p, x is k, q and do, and all but
+    v's is times the scale. e is what rounding w to 16 bits costs, and f too, if `rounded_scores`.
+    f is what calculating w in fp32 costs: (g - 1)·|w|, and of ds also g·p·(8·√D·u_a·(|do|·|v| +
+    Σ |o|·|do|) + 2·u_a·(|dp| + |Σ o·do|)). The relative rms error is at most as of a Composite, and
+    an eighth of what fp32 costs.
+    """
+
+    of: str
+    rounded_scores: bool = False
+
+    def bound(self, oracle):
+        wide, all_one_way, square = self._errors(oracle)
+        usual = square.mul_(2).sqrt_().mul_(8)
+        return torch.minimum(all_one_way, usual).add_(wide).add_(oracle.rounding)
+
+    def rms(self, oracle):
+        wide, *_ = self._errors(oracle)
+        return super().rms(oracle) + relative_rms(wide / 8, oracle.value)
+
+    def _errors(self, oracle):
+        """What fp32 costs; what 16 bits cost, if all roundings go one way; and their squares."""
+        q, k, v, o = oracle.inputs[:4]
+        do, _, scale = oracle.inputs[-3:]
+        groups, D = q.shape[1] // max(1, k.shape[1]), q.shape[-1]
+        k, v = (_of_all_heads(x, oracle) for x in (k, v))
+        over_keys, factor = self.of == "q", 1 if self.of == "v" else abs(scale)
+        terms = k.shape[-2] if over_keys else q.shape[-2] * groups
+        shape = (q if over_keys else k).shape
+        found = torch.zeros(3, *shape, dtype=torch.float64, device=q.device)
+        for rows, p, delta in _weights(oracle, self.rounded_scores):
+            growth, part = _growth(p, delta), do[..., rows, :].double()
+            if self.of == "v":
+                w, x, inner = p, part, 0
+            else:
+                x = k if over_keys else q[..., rows, :].double()
+                o_part = o[..., rows, :].double()
+                dp, sums = part @ v.mT, (o_part * part).sum(-1, keepdim=True)
+                of_sums = part.abs() @ v.abs().mT + (o_part * part).abs().sum(-1, keepdim=True)
+                inner = 8 * math.sqrt(D) * U_ACC * of_sums + 2 * U_ACC * (dp.abs() + sums.abs())
+                w = (p * (dp - sums)).abs()
+            rounding = growth * (_rounded(w, oracle) - w)
+            calculated = growth * (w + p * inner) - w
+            narrow = rounding + calculated if self.rounded_scores else rounding
+            wide = calculated + 8 * math.sqrt(terms) * U_ACC * w
+            for i, (errors, others) in enumerate(
+                ((wide, x.abs()), (narrow, x.abs()), (narrow**2, x**2))
+            ):
+                at = found[i, ..., rows, :] if over_keys else found[i]
+                at += (errors if over_keys else errors.mT) @ others
+        found[:2] *= factor
+        found[2] *= factor**2
+        if not over_keys and groups > 1:
+            found = found.unflatten(2, (-1, groups)).sum(3)
+        return found
+
+
+def _of_all_heads(x: torch.Tensor, oracle: Oracle) -> torch.Tensor:
+    """Keys or values in float64, those of a head of queries each."""
+    heads = oracle.inputs[0].shape[1]
+    return x.double().repeat_interleave(heads // max(1, x.shape[1]), 1)
+
+
+def _weights(oracle: Oracle, rounded: bool):
+    """For some queries at once: where they are, their weights, and δ of the scores.
+
+    rounded: whether the scores are rounded to 16 bits.
+    """
+    q, k, *_, causal, scale = oracle.inputs
+    k = _of_all_heads(k, oracle)
+    (B, H, M, D), N = q.shape, k.shape[-2]
+    if q.numel() == 0 or N == 0:
+        return
+    u = torch.finfo(q.dtype).eps / 2 if rounded else 0
+    step = max(1, MOST_AT_ONCE // (B * H * max(N, D)))
+    for m in range(0, M, step):
+        part = q[..., m : m + step, :].double()
+        s = scale * part @ k.mT
+        delta = u * s.abs() + 8 * math.sqrt(D) * U_ACC * abs(scale) * (part.abs() @ k.abs().mT)
+        if causal:
+            hidden = torch.ones_like(s[0, 0], dtype=torch.bool).triu_(N - M + 1 + m)
+            s.masked_fill_(hidden, -math.inf)
+        delta += 4 * U_ACC * (1 + s.amax(-1, keepdim=True) - s)
+        p = torch.softmax(s, -1).nan_to_num_(nan=0)  # of a query that sees no key
+        yield slice(m, m + step), p, delta.masked_fill_(p == 0, 0)
+
+
+def _growth(p: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """How many times as large weights may be, 0 where they are 0: g of Attention."""
+    growth = delta.exp().masked_fill_(p == 0, 0)
+    return growth.mul_((p * growth).sum(-1, keepdim=True))
+
+
+def _rounded(w: torch.Tensor, oracle: Oracle) -> torch.Tensor:
+    """The largest that positive numbers may be after they are rounded to 16 bits."""
+    info = torch.finfo(oracle.inputs[0].dtype)
+    return w + info.eps / 2 * w.clamp_min(info.tiny)
 
 
 def _unit(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -19,3 +19,10 @@ template <typename T, int COUNT>
 __device__ __forceinline__ void store_pack(T* dst, const Pack<T, COUNT>& pack) {
     *reinterpret_cast<Pack<T, COUNT>*>(dst) = pack;
 }
+
+// Two floats rounded to T, in one register; the first is its lower half.
+template <typename T>
+__device__ __forceinline__ unsigned pack_pair(float low, float high) {
+    const Pack<T, 2> pair = {T(low), T(high)};
+    return *reinterpret_cast<const unsigned*>(&pair);
+}

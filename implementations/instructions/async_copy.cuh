@@ -19,6 +19,21 @@ __device__ __forceinline__ void cp_async_16(void* dst, const void* src, int byte
 #endif
 }
 
+// The same of 4 bytes, which leave a line in L1: all of them, or zeros.
+__device__ __forceinline__ void cp_async_4(void* dst, const void* src, bool taken) {
+#ifdef STUDY_CPU
+    study::Copy copy = {dst, {}, study::self->groups, 4};
+    if (taken) memcpy(copy.bytes, src, 4);
+    study::self->copies.push_back(copy);
+    memset(dst, 0xFF, 4);  // what it holds until the wait is undefined
+#else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(
+                     (unsigned)__cvta_generic_to_shared(dst)),
+                 "l"(src), "r"(taken ? 4 : 0)
+                 : "memory");
+#endif
+}
+
 // Close this thread's current group of copies.
 __device__ __forceinline__ void cp_async_commit() {
 #ifdef STUDY_CPU
@@ -34,7 +49,7 @@ __device__ __forceinline__ void cp_async_wait() {
 #ifdef STUDY_CPU
     auto& copies = study::self->copies;
     for (; !copies.empty() && copies.front().group < study::self->groups - N; copies.pop_front())
-        memcpy(copies.front().dst, copies.front().bytes, 16);
+        memcpy(copies.front().dst, copies.front().bytes, copies.front().size);
 #else
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 #endif

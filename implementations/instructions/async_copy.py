@@ -24,6 +24,14 @@ def cp_async_16(dst, src, bytes):
     cpu.thread_state().setdefault("copies", [[]])[-1].append((aligned(dst), values))
 
 
+@kind("copy")
+@ptx("cp.async.ca.shared.global [$0], [$1], 4, $2;", types.void(i32, i64, i32), memory=True)
+def cp_async_4(dst, src, bytes):
+    """The same of 4 bytes, which leave a line in L1: all of them, or zeros, for 4 or 0 `bytes`."""
+    values = src[:1].copy() if bytes else np.zeros(1, dst.dtype)
+    cpu.thread_state().setdefault("copies", [[]])[-1].append((dst[:1], values))
+
+
 @kind("barrier")
 @ptx("cp.async.commit_group;", types.void(), memory=True)
 def cp_async_commit():

@@ -8,11 +8,13 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from implementations.common import registry
 from implementations.common.check import dtype_name
+from implementations.common.device import Properties
 from study.bench import store
-from study.bench.cells import AGAIN, KEY, SLOWER, TIMED, size_text
+from study.bench.cells import AGAIN, KEY, SLOWER, TIMED, parse_size, size_text
 from study.bench.fingerprint import code_fingerprint, fingerprint, spec_fingerprint
 from study.report.estimates import Estimate, microseconds, number
 from study.speed import ratios
@@ -217,17 +219,17 @@ class Data:
         value = float(rows[what].iloc[-1]) if len(rows) else math.nan
         return Estimate(value, value, value, ",.0f", "" if len(rows) else "not counted")
 
-    def launched(self, kernel: str, backend: str) -> pd.DataFrame:
-        """The rows of codegen.csv that the headline cell launches."""
-        dtype, size = headline(kernel)
+    def launched(self, kernel: str, backend: str, dtype=None, size=None) -> pd.DataFrame:
+        """The rows of codegen.csv that a cell launches, by default the headline."""
+        _, _, dtype, size = _key(kernel, backend, dtype, size)
         c = self.codegen
         here = c[(c.kernel == kernel) & (c.backend == backend) & (c.dtype == dtype)]
         here = here[here.arch == ARCH]
         return here[[size in sizes.split() for sizes in here.sizes]]
 
-    def machine_code(self, kernel: str, backend: str, what: str) -> Estimate:
-        """A column of codegen.csv at the headline, the largest of all kernels that it launches."""
-        found = self.launched(kernel, backend)
+    def machine_code(self, kernel: str, backend: str, what: str, dtype=None, size=None) -> Estimate:
+        """A column of codegen.csv at a cell, the largest of all kernels that it launches."""
+        found = self.launched(kernel, backend, dtype, size)
         value = found[what].max() if what in found else math.nan
         note = "not compiled" if math.isnan(value) else ""
         return Estimate(value, value, value, ",.4g", note)
@@ -263,6 +265,50 @@ class Data:
             return Estimate(note="not measured" if row is None else "failed")
         times = (row[f"device_us_{p}"] for p in ("p50", "p80", "p20"))
         return Estimate(*(row.flops / us / 1e6 / self.roof("matmul") for us in times), "%")
+
+    def of_traffic(self, kernel: str, backend: str, dtype=None, size=None) -> Estimate:
+        """The bytes that the day's model moves over the time, as a fraction of the fastest copy; of
+        the middle 60 % of the samples."""
+        _, _, dtype, size = _key(kernel, backend, dtype, size)
+        row = self.cell(kernel, backend, dtype, size)
+        if row is None or math.isnan(row.speed):
+            return Estimate(note="not measured" if row is None else "failed")
+        moved = registry.spec(kernel).traffic(getattr(torch, dtype), **parse_size(size))
+        times = (row[f"device_us_{p}"] for p in ("p50", "p80", "p20"))
+        note = row.verdict if row.verdict in NOT_RANKED else ""
+        return Estimate(*(moved / us / 1e3 / self.roof("copy") for us in times), "%", note)
+
+    def faster_than(self, kernel: str, backend: str, other: str, dtype=None, size=None) -> Estimate:
+        """The time of another kernel over this one's, both of a backend at a dtype and a size, by
+        default this one's headline; of the middle 60 % of the samples, as they share no rounds."""
+        _, _, dtype, size = _key(kernel, backend, dtype, size)
+        ours, theirs = (self.cell(k, backend, dtype, size) for k in (kernel, other))
+        if ours is None or theirs is None or math.isnan(ours.speed + theirs.speed):
+            missing = ours is None or theirs is None
+            return Estimate(note="not measured" if missing else "failed")
+        times = (("p50", "p50"), ("p20", "p80"), ("p80", "p20"))
+        quotients = (theirs[f"device_us_{t}"] / ours[f"device_us_{o}"] for t, o in times)
+        note = next((x.verdict for x in (ours, theirs) if x.verdict in NOT_RANKED), "")
+        return Estimate(*quotients, ".3f", note)
+
+    def workspace(self, kernel: str, size: str | None = None) -> Estimate:
+        """The MB that a call of the first dtype allocates beside its outputs on this GPU, as the
+        spec declares; the tests hold it against what every backend allocates."""
+        if (gpu := self._properties) is None:
+            return Estimate()
+        spec = registry.spec(kernel)
+        at = parse_size(size) if size else spec.headline
+        mb = spec.workspace(gpu, spec.dtypes[0], **at) / 1e6
+        return Estimate(mb, mb, mb, ",.1f")
+
+    @property
+    def _properties(self) -> Properties | None:
+        """The GPU as specs are told of it, which size nothing by its shared memory."""
+        gpu = self.environment.get("gpu", {})
+        if not {"compute_capability", "multiprocessors"} <= gpu.keys():
+            return None
+        capability = tuple(map(int, gpu["compute_capability"].split(".")))
+        return Properties(capability, gpu["multiprocessors"], shared_bytes=0)
 
     def configurations(self, kernel: str, backend: str, size: str | None = None) -> pd.DataFrame:
         """The rows of tuning.csv that have a time, at a size; by default at the headline."""

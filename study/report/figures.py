@@ -218,8 +218,9 @@ def _tick(n: int) -> str:
 def time_by_size(data: Data, kernel: str) -> Figure:
     """The speed at each size, a panel a dtype, beside baselines and under the measured ceiling.
 
-    A dtype of one size only has no panel; of sizes that differ in another dimension only, the
-    largest is drawn. Where the spec has a model of the traffic, also the speed that it allows.
+    A dtype of one size only has no panel; of sizes that differ in another dimension only, that of
+    the most bytes is drawn, and of these that of the most operations. Where the spec has a model of
+    the traffic, also the speed that it allows.
     """
     rows = data.timings[(data.timings.kernel == kernel) & data.timings.speed.notna()]
     rows = rows[rows.variant == ""]
@@ -246,16 +247,20 @@ def time_by_size(data: Data, kernel: str) -> Figure:
                 continue
             label, at = _axis(list(panel["size"].unique()))
             ticks = sorted(set(at.values()))
-            panel = panel.assign(x=panel["size"].map(at).map(ticks.index)).sort_values("bytes")
+            panel = panel.assign(x=panel["size"].map(at).map(ticks.index))
+            panel = panel.sort_values(["bytes", "flops"])
             panel = panel.drop_duplicates(["x", "backend"], keep="last").sort_values("x")
             limit = (panel.speed / panel.of_ceiling).groupby(panel.x).median()
             ax.plot(limit.index, limit, color=INK, lw=1, zorder=1.9)  # above the grid
             if model:
-                moved = panel.groupby("x")[["size", "bytes"]].first()
+                moved = panel.groupby("x")[["size", "bytes", "flops", "unit"]].first()
                 moved["model"] = [
                     model(getattr(torch, dtype), **parse_size(size)) for size in moved["size"]
                 ]
                 allowed = limit * moved.bytes / moved.model
+                if moved.unit.iloc[0] == "TFLOP/s":  # the limit is none of the memory
+                    allowed = moved.flops / moved.model * data.roof("copy") / 1e3
+                    allowed = allowed.clip(upper=limit)
                 ax.plot(allowed.index, allowed, color=INK, lw=1, ls=(0, (2, 2)), zorder=1.9)
             sns.lineplot(
                 panel,
@@ -615,6 +620,36 @@ def _clusters(points: pd.DataFrame, near: float = 1.35) -> list[tuple[float, flo
     return found
 
 
+def workspace(data: Data) -> Figure:
+    """The MB that a call allocates beside its outputs, over its size, of the kernels whose day is
+    about these; no backend is drawn, as all allocate the same. Beside it the size of the L2."""
+    kernels = [kernel for kernel in registry.kernels() if registry.spec(kernel).workspace]
+    entries = {}
+    with matplotlib.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(7.0, 2.9), layout="constrained")
+        for kernel, (marker, dashes) in zip(kernels, cycle(BASELINE), strict=False):
+            sizes = [size_text(size) for size in registry.spec(kernel).bench_sizes]
+            label, at = _axis(sizes)
+            mb = pd.Series({at[size]: data.workspace(kernel, size).value for size in sizes})
+            style = {"color": INK, "marker": marker, "ls": (0, dashes), "mec": PAPER}
+            (entries[kernel],) = ax.plot(mb.index, mb, **style)
+            ax.set_xlabel(label)
+        if any(np.isfinite(line.get_ydata()).any() for line in entries.values()):
+            l2 = data.environment["gpu"].get("l2_bytes", np.nan) / 1e6
+            entries["the L2"] = ax.axhline(l2, color=MUTED, lw=1, zorder=1)
+            ax.set(xscale="log", yscale="log")
+            ax.set_xticks(mb.index, map(_tick, mb.index))
+            ax.yaxis.set_major_formatter("{x:,.0f}")
+            for axis in (ax.xaxis, ax.yaxis):
+                axis.set_minor_locator(NullLocator())
+        else:
+            _empty(ax)
+        ax.set_title("MB")
+        _legend(figure, entries)
+        sns.despine(figure)
+    return figure
+
+
 def tuning_landscape(data: Data, kernel: str) -> Figure:
     """Each configuration that was searched, a column a backend at each size: its speed over that of
     the fastest of the column. In ink the default, which a GPU takes that was not searched."""
@@ -694,6 +729,7 @@ def every(data: Data) -> dict[str, Figure]:
         "error_over_bound": error_over_bound(data),
         "stability": stability(data),
         "roofline": roofline(data),
+        "workspace": workspace(data),
         **{f"ladder_{name}": ladder(data, name) for name in ladders},
         **{f"time_by_size_{k}": time_by_size(data, k) for k in registry.kernels()},
         **{

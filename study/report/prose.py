@@ -72,6 +72,9 @@ class Prose:
             "largest",
             "intensity",
             "of_fastest",
+            "of_traffic",
+            "faster_than",
+            "workspace",
             "gained",
             "nearly_best",
         )

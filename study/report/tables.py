@@ -1,5 +1,6 @@
 """The tables of the report: each a function from the data, and mostly a kernel, to rows."""
 
+import math
 from collections.abc import Iterator
 
 import pandas as pd
@@ -204,6 +205,28 @@ def _ladder(data: Data, name: str) -> list[dict]:
     ]
 
 
+def _rungs(data: Data, name: str) -> list[dict]:
+    """A row a rung: the speed in each backend and of the main baseline, at the headline."""
+    return [
+        {
+            "rung": f"`{kernel}`",
+            "dtype": dtype,
+            "size": f"`{size}`",
+            **{title(b): _speed_and_ratio(data, kernel, b) for b in registry.BACKENDS},
+            "main baseline": f"`{reference(kernel)}`",
+            "its speed": data.speed(kernel, reference(kernel)),
+        }
+        for kernel in rungs(name)[0]
+        for dtype, size in [headline(kernel)]
+    ]
+
+
+def _speed_and_ratio(data: Data, kernel: str, backend: str) -> str:
+    """The speed and, in parentheses, its ratio to the main baseline's; or why there is none."""
+    ratio = data.ratio(kernel, backend).value
+    return data.speed(kernel, backend) + ("" if math.isnan(ratio) else f" ({ratio:.2f})")
+
+
 def plain(frame: pd.DataFrame) -> list[dict]:
     """A file of data/ as it is."""
     frame = frame.drop(columns="source_hash", errors="ignore")
@@ -235,4 +258,5 @@ TABLES = {  # of one machine's data; those of a kernel or a ladder take it as we
     "metrics": _metrics,
     "timings": _timings,
     "ladder": _ladder,
+    "rungs": _rungs,
 }

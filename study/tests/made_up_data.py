@@ -280,7 +280,9 @@ def write(data: Path, failed: Mapping[tuple[str, str], str] = {}) -> Path:  # no
     store.write(data / "mutants.csv", mutants())
     environment = {
         "date": "2025-01-01",
-        "gpu": {"name": "NVIDIA H200", "sm_clock_max_mhz": HIGHEST_CLOCK},
+        "gpu": {"name": "NVIDIA H200", "sm_clock_max_mhz": HIGHEST_CLOCK}
+        | {"compute_capability": "9.0", "multiprocessors": GPU.multiprocessors}
+        | {"l2_bytes": 60 * 2**20},
         "packages": {"torch": "2.8.0"},
         "flags": {"fast_math": False},
     }

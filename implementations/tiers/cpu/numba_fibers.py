@@ -539,7 +539,7 @@ def _converted(kind, *args):
     """What `kind(value)` is without a compiler; or `kind(*types)`, which is a signature."""
     try:
         return getattr(np, kind.name)(*args)
-    except TypeError:
+    except (TypeError, ValueError):
         return types.Type.__call__(kind, *args)
 
 

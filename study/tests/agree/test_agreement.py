@@ -11,6 +11,7 @@ from implementations.common import registry
 from implementations.common.check import dtype_name
 from implementations.common.rules import (
     Attention,
+    AttentionGradient,
     Composite,
     Contraction,
     Exact,
@@ -113,10 +114,14 @@ def test_mutation_disagrees(kernel, dtype, mutation):
 
 def sees_truncation(rule, dtype):
     """Whether a rule leaves no room for it. A sum's roundings in float32 take more, and those of
-    an attention's scores and weights."""
+    an attention's scores and weights, and of what its gradients are made of."""
     if isinstance(rule, Unary):
         return rule.ulp < 1
-    return isinstance(rule, Exact) or dtype.itemsize == 2 and not isinstance(rule, Attention)
+    return (
+        isinstance(rule, Exact)
+        or dtype.itemsize == 2
+        and not isinstance(rule, Attention | AttentionGradient)
+    )
 
 
 @pytest.mark.parametrize(("kernel", "dtype"), CASES)

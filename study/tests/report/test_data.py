@@ -91,6 +91,51 @@ def test_variants_of_a_cell_are_not_the_cell(folder):
     assert data.cell(STREAM, "triton").device_us_p50 > 1
 
 
+def test_machine_code_is_that_of_the_cell_asked_for(folder):
+    data, (dtype, size) = Data.load(folder), headline(STREAM)
+    one = data.codegen[(data.codegen.kernel == STREAM) & (data.codegen.backend == "cupy")]
+    other = one.assign(dtype="float16", sizes="N=2 N=3", registers=99)
+    data = replace(data, codegen=pd.concat([data.codegen, other]))
+    assert data.machine_code(STREAM, "cupy", "registers").value == 32
+    assert data.machine_code(STREAM, "cupy", "registers", dtype, size).value == 32
+    assert data.machine_code(STREAM, "cupy", "registers", "float16", "N=3").value == 99
+    assert str(data.machine_code(STREAM, "cupy", "registers", "float16", "N=4")) == "not compiled"
+
+
+def test_one_kernel_beside_another(folder, tmp_path):
+    data = Data.load(folder)
+    same = data.faster_than(STREAM, "triton", STREAM)
+    assert 0.9 < same.low < same.value == 1 < same.high < 1.1
+    assert str(data.faster_than(STREAM, "triton", PRODUCT)) == "not measured"  # of that size
+    rows = data.timings[(data.timings.kernel == STREAM) & (data.timings.backend == "triton")]
+    times = [f"device_us_{p}" for p in ("p20", "p50", "p80")]
+    slow = rows.assign(kernel="slow", **(2 * rows[times]))
+    data = replace(data, timings=pd.concat([data.timings, slow]))
+    doubled = data.faster_than(STREAM, "triton", "slow", *headline(STREAM))
+    assert 1.9 < doubled.low < doubled.value == 2 < doubled.high < 2.1
+    made_up_data.write(tmp_path, {(STREAM, "numba"): "no memory"})
+    assert str(Data.load(tmp_path).faster_than(STREAM, "numba", STREAM)) == "failed"
+
+
+def test_bytes_of_the_model_over_the_copy(folder):
+    data = Data.load(folder)
+    kernel = next(k for k in registry.kernels() if registry.spec(k).traffic)
+    share = data.of_traffic(kernel, "triton")
+    assert 0.95 < share.low <= share.value <= share.high < 1.03
+    gone = data.timings[data.timings.kernel != kernel]
+    assert str(replace(data, timings=gone).of_traffic(kernel, "triton")) == "not measured"
+
+
+@pytest.mark.parametrize("kernel", [k for k in registry.kernels() if registry.spec(k).workspace])
+def test_workspace_is_that_of_the_machine(folder, kernel):
+    data, spec = Data.load(folder), registry.spec(kernel)
+    for size in spec.bench_sizes:
+        declared = spec.workspace(made_up_data.GPU, spec.dtypes[0], **size)
+        assert data.workspace(kernel, size_text(size)).value == declared / 1e6
+    assert data.workspace(kernel).value == data.workspace(kernel, headline(kernel)[1]).value
+    assert str(replace(data, environment={}).workspace(kernel)) == "not measured"
+
+
 # What was cut short -------------------------------------------------------------------------------
 
 

@@ -7,11 +7,13 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import typst
 
 from implementations.common import registry
 from study.bench import store
+from study.bench.cells import size_text
 from study.report import build, compare, figures, page, pdf
 from study.report.data import PUBLISHED, Data
 from study.report.document import BEGIN, END, document
@@ -74,7 +76,7 @@ def test_built_again_it_is_the_same_to_the_byte(folder, text, built, tmp_path):
     warm = sum(registry.spec(kernel).warm for kernel in registry.kernels())
     ladders = {registry.spec(kernel).ladder for kernel in registry.kernels()} - {""}
     tuned = sum(registry.spec(kernel).tuning is not None for kernel in registry.kernels())
-    others = 4 + len(ladders) + warm + 2 * tuned
+    others = 5 + len(ladders) + warm + 2 * tuned
     assert len(list(built.glob("figures/*.svg"))) == others + len(registry.kernels())
     for file in files:
         assert (out / file).read_bytes() == (built / file).read_bytes(), file
@@ -301,15 +303,44 @@ def test_a_backend_looks_the_same_in_every_figure(folder):
         for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True):
             if look := ours.get(text.get_text()):
                 assert (handle.get_color(), handle.get_marker()) == (look.color, look.marker), name
-        assert {text.get_text() for text in legend.get_texts()} >= set(ours), name
+        named = {text.get_text() for text in legend.get_texts()} & set(ours)
         drawn = {line.get_color() for ax in figure.axes for line in ax.lines}
-        assert drawn >= {look.color for look in ours.values()}, name
+        drawn &= {look.color for look in ours.values()}
+        of_all = name != "workspace"  # in which they do not differ
+        assert len(named) == len(drawn) == of_all * len(ours), name
+
+
+def test_sizes_that_share_a_place_are_drawn_by_the_largest_of_them(folder):
+    kernel = next(k for k in registry.kernels() if "causal" in registry.spec(k).headline)
+    data, spec = Data.load(folder), registry.spec(kernel)
+    (ax,) = figures.time_by_size(data, kernel).axes
+    largest = [
+        max(
+            (size for size in spec.bench_sizes if size["N"] == N),
+            key=lambda size: (
+                spec.work(spec.dtypes[0], **size).bytes,
+                spec.work(spec.dtypes[0], **size).flops,
+            ),
+        )
+        for N in sorted({size["N"] for size in spec.bench_sizes})
+    ]
+    cells = [data.cell(kernel, "triton", size=size_text(size)) for size in largest]
+    drawn = {line.get_color(): list(line.get_ydata()) for line in ax.lines}
+    assert drawn[figures.looks()["triton"].color] == [cell.speed for cell in cells]
+    dashed = next(line for line in ax.lines if line.get_linestyle() == "--")
+    allowed = [  # by the memory, which takes as long for the model's bytes as for a copy of them
+        cell.flops / spec.traffic(spec.dtypes[0], **size) * data.roof("copy") / 1e3
+        for cell, size in zip(cells, largest, strict=True)
+    ]
+    assert all(dashed.get_ydata() <= np.array(allowed) * (1 + 1e-9))
+    assert dashed.get_ydata()[-1] == pytest.approx(allowed[-1])
 
 
 def test_figures_take_the_colours_of_the_page(built):
     for path in built.glob("figures/*.svg"):
         drawing = figures.themed(path.read_text(), "label")
-        assert all(f"var(--{backend})" in drawing for backend in registry.BACKENDS)
+        colours = [f"var(--{backend})" in drawing for backend in registry.BACKENDS]
+        assert all(colours) or path.stem == "workspace" and not any(colours)
         assert re.findall(r"#[0-9a-f]{6}\b", drawing) == []
         assert "DejaVu" not in drawing
 

@@ -14,11 +14,11 @@ namespace study {
 
 constexpr unsigned WARP = 32;
 
-// 16 bytes under way to shared memory, in the thread's `group`-th group of copies.
+// `size` bytes under way to shared memory, in the thread's `group`-th group of copies.
 struct Copy {
     void* dst;
     uint64_t bytes[2];
-    int group;
+    int group, size = 16;
 };
 
 struct Thread {

@@ -1,0 +1,124 @@
+"""A program owns some keys of a head, for dk and dv, and then, in a second launch, some queries."""
+
+import torch
+import triton
+import triton.language as tl
+
+from implementations.phase4_advanced_kernels.day27_standard_attention.attention_standard_triton import (  # noqa: E501
+    seen_keys,
+)
+from implementations.phase5_flash_attention.day33_backward_theory.attention_delta_triton import (
+    attention_delta,
+)
+from implementations.phase5_flash_attention.day34_flash_backward.flash_backward import check
+
+OWNED = 64  # keys, or queries, that a program owns; several share a multiprocessor
+WALKED = 64  # queries, or keys, of a step of its walk
+NUM_WARPS, NUM_STAGES = 4, 2
+
+LOG2_E = tl.constexpr(1.44269504088896)
+
+
+@triton.jit
+def flash_backward_dk_dv_kernel(
+    q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, do_ptr, dk_ptr, dv_ptr,
+    group, M, N, offset,
+    sm_scale,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    pid = tl.program_id(0)
+    # the first keys, which most queries see, first
+    head, start_n = pid // tiles_n, pid % tiles_n * BLOCK_N
+    offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    offs_d = tl.arange(0, D)
+    offs_q = offs_m[:, None] * D + offs_d[None, :]
+    offs_k, mask = offs_n[:, None] * D + offs_d[None, :], (offs_n < N - start_n)[:, None]
+    key0 = head.to(tl.int64) * N + start_n
+
+    k = tl.load(k_ptr + key0 * D + offs_k, mask=mask, other=0.0)  # (BLOCK_N, D)
+    v = tl.load(v_ptr + key0 * D + offs_k, mask=mask, other=0.0)
+    dk, dv = tl.zeros((BLOCK_N, D), tl.float32), tl.zeros((BLOCK_N, D), tl.float32)
+    scale = sm_scale * LOG2_E
+    # of each head of q the tiles from that on in which the first query sees the first key
+    first = tl.maximum(start_n - offset, 0) // BLOCK_M * BLOCK_M
+    for g in range(group):
+        for m in range(first, M, BLOCK_M):
+            row0 = (head.to(tl.int64) * group + g) * M + m
+            mask_m = offs_m < M - m  # zeros beyond, of q and do, add nothing to any sum
+            q = tl.load(q_ptr + row0 * D + offs_q, mask=mask_m[:, None], other=0.0)  # (BLOCK_M, D)
+            lse = tl.load(lse_ptr + row0 + offs_m, mask=mask_m, other=0.0)
+            p = tl.exp2(tl.dot(k, tl.trans(q)) * scale - (lse * LOG2_E)[None, :])  # transposed
+            if start_n + BLOCK_N - 1 > m + offset:  # not all queries see all keys
+                p = tl.where((start_n + offs_n)[:, None] <= (m + offset + offs_m)[None, :], p, 0.0)
+            do = tl.load(do_ptr + row0 * D + offs_q, mask=mask_m[:, None], other=0.0)
+            dv = tl.dot(p.to(do.dtype), do, dv)
+            delta = tl.load(delta_ptr + row0 + offs_m, mask=mask_m, other=0.0)
+            ds = p * (tl.dot(v, tl.trans(do)) - delta[None, :])
+            dk = tl.dot(ds.to(q.dtype), q, dk)
+
+    element = dk_ptr.dtype.element_ty
+    tl.store(dk_ptr + key0 * D + offs_k, (dk * sm_scale).to(element), mask=mask)
+    tl.store(dv_ptr + key0 * D + offs_k, dv.to(element), mask=mask)
+
+
+@triton.jit
+def flash_backward_dq_kernel(
+    q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, do_ptr, dq_ptr,
+    group, M, N, offset,
+    sm_scale,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    pid = tl.program_id(0)
+    # the last tiles, which see the most keys, come first
+    head, start_m = pid // tiles_m, (tiles_m - 1 - pid % tiles_m) * BLOCK_M
+    offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    offs_d = tl.arange(0, D)
+    offs_q, mask_m = offs_m[:, None] * D + offs_d[None, :], offs_m < M - start_m
+    offs_k = offs_n[:, None] * D + offs_d[None, :]
+    row0 = head.to(tl.int64) * M + start_m
+    k_ptr += (head // group).to(tl.int64) * N * D
+    v_ptr += (head // group).to(tl.int64) * N * D
+
+    q = tl.load(q_ptr + row0 * D + offs_q, mask=mask_m[:, None], other=0.0)  # (BLOCK_M, D)
+    do = tl.load(do_ptr + row0 * D + offs_q, mask=mask_m[:, None], other=0.0)
+    lse2 = tl.load(lse_ptr + row0 + offs_m, mask=mask_m, other=0.0) * LOG2_E
+    delta = tl.load(delta_ptr + row0 + offs_m, mask=mask_m, other=0.0)
+    dq = tl.zeros((BLOCK_M, D), tl.float32)
+    scale = sm_scale * LOG2_E
+    # all queries of the tile see the keys before `whole`, some those before `end`
+    seen = seen_keys(start_m + offs_m, N, offset)
+    whole = seen_keys(start_m, N, offset) // BLOCK_N * BLOCK_N
+    end = seen_keys(tl.minimum(start_m + BLOCK_M, M) - 1, N, offset)
+    for n in range(0, end, BLOCK_N):
+        mask_n = (offs_n < N - n)[:, None]
+        k = tl.load(k_ptr + offs_k, mask=mask_n, other=0.0)  # (BLOCK_N, D)
+        v = tl.load(v_ptr + offs_k, mask=mask_n, other=0.0)
+        p = tl.exp2(tl.dot(q, tl.trans(k)) * scale - lse2[:, None])
+        ds = p * (tl.dot(do, tl.trans(v)) - delta[:, None])
+        if n >= whole:
+            ds = tl.where(offs_n[None, :] < (seen - n)[:, None], ds, 0.0)
+        dq = tl.dot(ds.to(k.dtype), k, dq)
+        k_ptr += BLOCK_N * D
+        v_ptr += BLOCK_N * D
+
+    dq_ptrs = dq_ptr + row0 * D + offs_q
+    tl.store(dq_ptrs, (dq * sm_scale).to(dq_ptr.dtype.element_ty), mask=mask_m[:, None])
+
+
+def flash_backward(q, k, v, o, lse, do, causal, sm_scale):
+    sm_scale = check(q, k, v, o, lse, do, causal, sm_scale)
+    (B, H, M, D), (_, H_kv, N, _) = q.shape, k.shape
+    dq, dk, dv = map(torch.empty_like, (q, k, v))
+    delta = attention_delta(o, do)
+    offset = N - M if causal else N  # query i sees the keys j <= i + offset
+    inputs, sizes = (q, k, v, lse, delta, do), (H // max(1, H_kv), M, N, offset, sm_scale, D)
+    options = dict(num_warps=NUM_WARPS, num_stages=NUM_STAGES)
+    if dk.numel() > 0:
+        grid, tiles = (B * H_kv * triton.cdiv(N, OWNED),), dict(BLOCK_M=WALKED, BLOCK_N=OWNED)
+        flash_backward_dk_dv_kernel[grid](*inputs, dk, dv, *sizes, **tiles, **options)
+    if dq.numel() > 0:
+        grid, tiles = (B * H * triton.cdiv(M, OWNED),), dict(BLOCK_M=OWNED, BLOCK_N=WALKED)
+        flash_backward_dq_kernel[grid](*inputs, dq, *sizes, **tiles, **options)
+    return dq, dk, dv
