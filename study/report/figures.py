@@ -6,7 +6,7 @@ All are SVG with text as text, the same bytes for the same data. `themed` adapts
 
 import re
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 
 import matplotlib
@@ -202,10 +202,14 @@ def _axis(sizes: list[str]) -> tuple[str, dict[str, int]]:
     parsed = {size: parse_size(size) for size in sizes}
     names = [n for n, value in next(iter(parsed.values())).items() if not isinstance(value, bool)]
     distinct = {name: {p[name] for p in parsed.values()} for name in names}
-    # the last, unless another has more values, and not only one more
-    along = max(reversed(names), key=lambda name: len(distinct[name]) + (name == names[-1]))
-    equal = [name for name in names if all(p[name] == p[along] for p in parsed.values())]
-    return " = ".join(equal), {size: p[along] for size, p in parsed.items()}
+    equal = {n: [m for m in names if all(p[m] == p[n] for p in parsed.values())] for n in names}
+
+    def preference(name):
+        # the last, unless another has more values, and not only one more; or more dimensions as it
+        return len(distinct[name]) + (name == names[-1]), len(equal[name])
+
+    along = max(reversed(names), key=preference)
+    return " = ".join(equal[along]), {size: p[along] for size, p in parsed.items()}
 
 
 def _tick(n: int) -> str:
@@ -627,11 +631,12 @@ def workspace(data: Data) -> Figure:
     entries = {}
     with matplotlib.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(7.0, 2.9), layout="constrained")
-        for kernel, (marker, dashes) in zip(kernels, cycle(BASELINE), strict=False):
+        looks_of_kernels = product((INK, MUTED), BASELINE)
+        for kernel, (color, (marker, dashes)) in zip(kernels, looks_of_kernels, strict=False):
             sizes = [size_text(size) for size in registry.spec(kernel).bench_sizes]
             label, at = _axis(sizes)
             mb = pd.Series({at[size]: data.workspace(kernel, size).value for size in sizes})
-            style = {"color": INK, "marker": marker, "ls": (0, dashes), "mec": PAPER}
+            style = {"color": color, "marker": marker, "ls": (0, dashes), "mec": PAPER}
             (entries[kernel],) = ax.plot(mb.index, mb, **style)
             ax.set_xlabel(label)
         if any(np.isfinite(line.get_ydata()).any() for line in entries.values()):
