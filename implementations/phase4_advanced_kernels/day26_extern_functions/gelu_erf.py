@@ -31,7 +31,7 @@ def check(x):
 def make_inputs(dtype, device, seed, N):
     g = generator(device, seed)
     x = 3 * torch.randn(N, dtype=torch.float32, device=device, generator=g)
-    x[::3] = -14.5 * torch.rand_like(x[::3])  # to where float32 has no more of Φ
+    x[::3].uniform_(-14.5, 0, generator=g)  # to where float32 has no more of Φ
     x[1::7] *= 10 ** (6 * x[1::7])  # tiny and huge
     x[8::17] *= 0  # of either sign
     return (x.to(dtype),)

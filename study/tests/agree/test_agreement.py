@@ -37,12 +37,17 @@ def perfect(spec, size, inputs):
     return tuple(want.value.to(want.dtype) for want in expected(spec, size, inputs))
 
 
-def problems(kernel, dtype):
-    """(spec, size, inputs, correctly rounded outputs) at each check size, on the CPU."""
-    spec = registry.spec(kernel)
-    for size in spec.check_sizes:
+def made(kernel, dtype):
+    """The inputs at each check size, on the CPU."""
+    for size in registry.spec(kernel).check_sizes:
         cell = Cell(kernel, "", dtype_name(dtype), size_text(size))
-        inputs = spec.make_inputs(dtype, "cpu", seed(cell), **size)
+        yield registry.spec(kernel).make_inputs(dtype, "cpu", seed(cell), **size)
+
+
+def problems(kernel, dtype):
+    """(spec, size, inputs, correctly rounded outputs) at each check size."""
+    spec = registry.spec(kernel)
+    for size, inputs in zip(spec.check_sizes, made(kernel, dtype), strict=True):
         yield spec, size, inputs, perfect(spec, size, inputs)
 
 
@@ -82,6 +87,15 @@ def truncated(want):
 def is_same(a, b):
     same = a.dtype == b.dtype and a.shape == b.shape
     return same and bool(((a == b) | a.isnan() & b.isnan()).all())
+
+
+@pytest.mark.parametrize(("kernel", "dtype"), CASES)
+def test_inputs_depend_on_the_seed_alone(kernel, dtype):
+    """And not on torch's own generator, or on what another test drew of it."""
+    state = torch.get_rng_state()
+    once = list(made(kernel, dtype))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(list(made(kernel, dtype)), once, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(("kernel", "dtype"), CASES)
