@@ -161,7 +161,7 @@ def load(kernel: str, backend: str) -> Callable:
         raise TypeError(
             f"{module.__file__}: {kernel}{ours} must have the reference's parameters {theirs}"
         )
-    return _anywhere(host, f"{kernel} in {backend}", needed)
+    return _anywhere(host, f"{kernel} in {backend}", needed, spec(kernel).make_gradient is not None)
 
 
 class _Thread(threading.local):
@@ -174,10 +174,13 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
-def _anywhere(host: Callable, name: str, capability: tuple[int, int]) -> Callable:
+def _anywhere(
+    host: Callable, name: str, capability: tuple[int, int], differentiable: bool
+) -> Callable:
     """A host function that runs on its inputs' GPU, whichever is current (Triton launches on the
-    current one), from any thread; torch.compile leaves it as it is, and cannot see into launches.
-    On a GPU of less than `capability` a call raises Unavailable.
+    current one), from any thread; torch.compile leaves it as it is, and cannot see into launches,
+    unless it is `differentiable`, and so one of operators. On a GPU of less than `capability` a
+    call raises Unavailable.
     """
     able = set()  # the GPUs that were asked
 
@@ -195,11 +198,12 @@ def _anywhere(host: Callable, name: str, capability: tuple[int, int]) -> Callabl
             _thread.gpus.add(index)
             return host(*args, **kwargs)
 
-    left_alone = torch.compiler.disable(guarded)  # not in every call: it takes some 20 µs
+    # not in every call: it takes some 20 µs
+    compiled = host if differentiable else torch.compiler.disable(guarded)
 
     @wraps(host)
     def call(*args, **kwargs):
-        run = left_alone if torch.compiler.is_dynamo_compiling() else guarded
+        run = compiled if torch.compiler.is_dynamo_compiling() else guarded
         return run(*args, **kwargs)
 
     return call

@@ -35,9 +35,13 @@ class Oracle:
 
 @dataclass(frozen=True)
 class OracleOfInputs(Oracle):
-    """With what the kernel was given, where a magnitude does not tell enough of it."""
+    """With what the kernel was given, where a magnitude does not tell enough of it.
+
+    gradient: with respect to its first output, where it is one that torch differentiates.
+    """
 
     inputs: tuple
+    gradient: torch.Tensor | None = None
 
 
 class Rule:
@@ -218,10 +222,15 @@ class AttentionGradient(Composite):
     f is what calculating w in fp32 costs: (g - 1)·|w|, and of ds also g·p·(8·√D·u_a·(|do|·|v| +
     Σ |o|·|do|) + 2·u_a·(|dp| + |Σ o·do|)). The relative rms error is at most as of a Composite, and
     an eighth of what fp32 costs.
+
+    If `own_forward`, it is of q, k, v, causal and scale, with do as the oracle's gradient: o is off
+    by what Attention allows, ε, and lse, beyond what g has, by η = max δ / 8 + 16·√N·u_a, as |lse|
+    is at most max δ / (8·√D·u_a) + log N. Then δ is larger by η, and what Σ o·do costs by Σ ε·|do|.
     """
 
     of: str
     rounded_scores: bool = False
+    own_forward: bool = False
 
     def bound(self, oracle):
         wide, all_one_way, square = self._errors(oracle)
@@ -234,24 +243,31 @@ class AttentionGradient(Composite):
 
     def _errors(self, oracle):
         """What fp32 costs; what 16 bits cost, if all roundings go one way; and their squares."""
-        q, k, v, o = oracle.inputs[:4]
-        do, _, scale = oracle.inputs[-3:]
+        q, k, v, *given, causal, scale = oracle.inputs
+        o, do = (None, oracle.gradient) if self.own_forward else (given[0], given[-1])
         groups, D = q.shape[1] // max(1, k.shape[1]), q.shape[-1]
         k, v = (_of_all_heads(x, oracle) for x in (k, v))
         over_keys, factor = self.of == "q", 1 if self.of == "v" else abs(scale)
-        terms = k.shape[-2] if over_keys else q.shape[-2] * groups
+        N = k.shape[-2]
+        terms = N if over_keys else q.shape[-2] * groups
         shape = (q if over_keys else k).shape
         found = torch.zeros(3, *shape, dtype=torch.float64, device=q.device)
         for rows, p, delta in _weights(oracle, self.rounded_scores):
-            growth, part = _growth(p, delta), do[..., rows, :].double()
+            part = do[..., rows, :].double()
+            if self.own_forward:
+                eta = delta.amax(-1, keepdim=True) / 8 + 16 * math.sqrt(N) * U_ACC
+                delta.add_(eta).masked_fill_(p == 0, 0)
+            growth = _growth(p, delta)
             if self.of == "v":
                 w, x, inner = p, part, 0
             else:
                 x = k if over_keys else q[..., rows, :].double()
-                o_part = o[..., rows, :].double()
+                o_part = p @ v if self.own_forward else o[..., rows, :].double()
                 dp, sums = part @ v.mT, (o_part * part).sum(-1, keepdim=True)
                 of_sums = part.abs() @ v.abs().mT + (o_part * part).abs().sum(-1, keepdim=True)
                 inner = 8 * math.sqrt(D) * U_ACC * of_sums + 2 * U_ACC * (dp.abs() + sums.abs())
+                if self.own_forward:
+                    inner += self._off(o_part, p, growth, v, oracle).mul_(part.abs()).sum(-1, True)
                 w = (p * (dp - sums)).abs()
             rounding = growth * (_rounded(w, oracle) - w)
             calculated = growth * (w + p * inner) - w
@@ -267,6 +283,15 @@ class AttentionGradient(Composite):
         if not over_keys and groups > 1:
             found = found.unflatten(2, (-1, groups)).sum(3)
         return found
+
+    @staticmethod
+    def _off(o, p, growth, v, oracle):
+        """By how much some rows of o may be off, as of Attention."""
+        e = growth * _rounded(p, oracle) - p
+        squares = e.square() @ v.square() + o.square() * e.square().sum(-1, keepdim=True)
+        usual = squares.mul_(2).sqrt_().mul_(8)
+        sums = 8 * math.sqrt(p.shape[-1]) * U_ACC * (p @ v.abs())
+        return torch.minimum(e @ v.abs(), usual) + sums + (_rounded(o.abs(), oracle) - o.abs())
 
 
 def _of_all_heads(x: torch.Tensor, oracle: Oracle) -> torch.Tensor:

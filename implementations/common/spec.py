@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from implementations.common.rules import Rule
 from implementations.common.tuning import Tuning
@@ -52,7 +54,9 @@ class KernelSpec:
     reference: the formula in torch; float64 inputs make it the oracle. Its name and parameters are
         the interface of every backend.
     make_inputs: `(dtype, device, seed, **size)` → the reference's arguments, able to expose a bug.
-    work: `(dtype, **size)` → Work.
+    make_gradient: `(dtype, device, seed, **size)` → the gradient with respect to the output, of a
+        kernel that torch differentiates; None at sizes at which it is only called.
+    work: `(dtype, **size)` → Work, its backward included.
     check_sizes: small and ragged, together reaching every branch of all backends.
     bench_sizes: what is timed in the first dtype. headline: the one the report's first table shows.
     dtypes: input dtypes. agreement: the rule of its output, or one for each output.
@@ -95,6 +99,7 @@ class KernelSpec:
     agreement: Rule | tuple[Rule, ...]
     baselines: Mapping[str, Callable]
     random_baselines: tuple[str, ...] = ()
+    make_gradient: Callable | None = None
     magnitude: Callable | None = None
     other_sizes: tuple[Size, ...] = ()
     huge_sizes: tuple[Size, ...] = ()
@@ -117,6 +122,31 @@ class KernelSpec:
     def timed_sizes(self, dtype: torch.dtype) -> tuple[Size, ...]:
         """The sizes that are timed in one of `dtypes`."""
         return self.bench_sizes if dtype == self.dtypes[0] else self.other_sizes or (self.headline,)
+
+    def arguments(self, dtype: torch.dtype, device: str, seed: int, **size) -> tuple:
+        """What `called` takes: the inputs, and where its gradients are asked for, that with respect
+        to its output."""
+        inputs = self.make_inputs(dtype, device, seed, **size)
+        gradient = self.make_gradient and self.make_gradient(dtype, device, seed, **size)
+        return inputs if gradient is None else (*inputs, gradient)
+
+    def called(self, function: Callable) -> Callable:
+        """What is judged and timed of a function with the reference's parameters: itself, and of a
+        kernel that torch differentiates what gives its output and then each tensor's gradient."""
+        if self.make_gradient is None:
+            return function
+        count = len(signature(self.reference).parameters)
+
+        def forward_and_backward(*arguments):
+            inputs, gradient = arguments[:count], arguments[count:]
+            if not gradient:
+                return function(*inputs)
+            inputs = tree_map_only(torch.Tensor, lambda x: x.detach().requires_grad_(), inputs)
+            y = function(*inputs)
+            leaves = [x for x in tree_leaves(inputs) if isinstance(x, torch.Tensor)]
+            return (y.detach(), *torch.autograd.grad(y, leaves, gradient))
+
+        return forward_and_backward
 
 
 def generator(device: str | torch.device, seed: int) -> torch.Generator:

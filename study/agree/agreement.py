@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from inspect import signature
 
 import torch
 from torch.utils._pytree import tree_map_only
@@ -61,9 +62,13 @@ def judge(spec: KernelSpec, size: Size, inputs: tuple, outputs, *, each: bool = 
 
 def expected(spec: KernelSpec, size: Size, inputs: tuple) -> list[Expected]:
     """What each output must be: the oracle on the inputs upcast to float64, and its bound."""
-    own = as_tuple(spec.reference(*inputs))  # torch in the same dtype
-    values = as_tuple(spec.reference(*_each(inputs, torch.Tensor.double)))
+    reference, parameters = spec.called(spec.reference), signature(spec.reference).parameters
+    own = as_tuple(reference(*inputs))  # torch in the same dtype
+    values = as_tuple(reference(*_each(inputs, torch.Tensor.double)))
     rules = spec.agreement if isinstance(spec.agreement, tuple) else (spec.agreement,) * len(own)
+    inputs, (gradient, *_) = inputs[: len(parameters)], (*inputs[len(parameters) :], None)
+    if spec.make_gradient and gradient is None:
+        rules = rules[:1]
     if len(rules) != len(own):
         raise ValueError(f"{spec.name} must have a rule for each of {len(own)} outputs")
     magnitudes = (None,) * len(own)
@@ -71,7 +76,7 @@ def expected(spec: KernelSpec, size: Size, inputs: tuple) -> list[Expected]:
         magnitude = spec.magnitude or spec.reference
         magnitudes = as_tuple(magnitude(*_each(inputs, lambda x: x.double().abs())))
     return [
-        _expect(rule, OracleOfInputs(value, y, magnitude, size, inputs))
+        _expect(rule, OracleOfInputs(value, y, magnitude, size, inputs, gradient))
         for rule, value, y, magnitude in zip(rules, values, own, magnitudes, strict=True)
     ]
 

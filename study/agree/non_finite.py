@@ -31,10 +31,11 @@ def planted(cell: Cell, inputs: tuple) -> tuple:
     start = spec.check_sizes.index(cell.sizes)
     parameters = inspect.signature(spec.reference).parameters
     taken = spec.not_finite(**cell.sizes) if spec.not_finite else parameters
-    return tuple(
+    planted = [
         tree_map_only(torch.Tensor, lambda x: _plant(x, start), given) if name in taken else given
-        for name, given in zip(parameters, inputs, strict=True)
-    )
+        for name, given in zip(parameters, inputs, strict=False)
+    ]
+    return (*planted, *inputs[len(planted) :])
 
 
 def _plant(x: torch.Tensor, start: int) -> torch.Tensor:

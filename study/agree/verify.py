@@ -93,7 +93,7 @@ def check(cell: Cell) -> dict:
     """
     try:
         host = registry.load(cell.kernel, cell.backend)
-        return _check(cell, host)
+        return _check(cell, registry.spec(cell.kernel).called(host))
     except registry.Unavailable as error:
         return _row(cell, "unavailable", str(error))
     except torch.OutOfMemoryError:
@@ -105,7 +105,7 @@ def check(cell: Cell) -> dict:
 
 def _check(cell: Cell, host) -> dict:
     spec = registry.spec(cell.kernel)
-    inputs = spec.make_inputs(cell.torch_dtype, TORCH_DEVICE, seed(cell), **cell.sizes)
+    inputs = spec.arguments(cell.torch_dtype, TORCH_DEVICE, seed(cell), **cell.sizes)
     leaves, tree = tree_flatten(inputs)  # an input may be a list of tensors
     placed = {}
     for i, x in enumerate(leaves):

@@ -105,12 +105,12 @@ def reference(kernel: str) -> str:
 
 def function(entry: Cell) -> Callable:
     """The implementation or the baseline that is called for an entry. Raises Unavailable."""
-    baselines = registry.spec(entry.kernel).baselines
-    if entry.backend in baselines:
-        return baselines[entry.backend]
+    spec = registry.spec(entry.kernel)
+    if entry.backend in spec.baselines:
+        return spec.called(spec.baselines[entry.backend])
     if DEVICE == "cuda":
         torch.cuda.init()  # before which nobody knows what the GPU lacks
-    return registry.load(entry.kernel, entry.backend)
+    return spec.called(registry.load(entry.kernel, entry.backend))
 
 
 def ceiling(work: Work, dtype: str, size: Size) -> Cell:

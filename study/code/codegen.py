@@ -210,7 +210,7 @@ def inputs(cell: Cell) -> tuple:
     """The cell's arguments by shape, strides and dtype, in memory that nobody touches, so that the
     largest cost nothing."""
     with FakeTensorMode():
-        fakes = registry.spec(cell.kernel).make_inputs(cell.torch_dtype, "cpu", 0, **cell.sizes)
+        fakes = registry.spec(cell.kernel).arguments(cell.torch_dtype, "cpu", 0, **cell.sizes)
 
     def untouched(fake):
         storage = torch.empty(fake.untyped_storage().nbytes(), dtype=torch.uint8).view(fake.dtype)
@@ -221,7 +221,7 @@ def inputs(cell: Cell) -> tuple:
 
 def variants(cell: Cell) -> list[dict]:
     """What the cell launches, as columns of codegen.csv. In a worker with ENVIRONMENT."""
-    host = registry.load(cell.kernel, cell.backend)
+    host = registry.spec(cell.kernel).called(registry.load(cell.kernel, cell.backend))
     package = import_module(registry.BACKENDS[cell.backend].packages[0])
     offline.launches.clear()
     host(*inputs(cell))

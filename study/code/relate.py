@@ -94,7 +94,7 @@ def _launches(kernel: str, backend: str) -> dict[str, list]:
     from study.bench.cells import select
     from study.code.codegen import inputs
 
-    host, found = registry.load(kernel, backend), {}
+    host, found = registry.spec(kernel).called(registry.load(kernel, backend)), {}
     for kind in ("check", "large", "bench"):
         for cell in select(kernel, backend).cells(kind):
             launches.clear()
@@ -132,7 +132,7 @@ def _expectations(kernel: str) -> dict[str, str]:
 
     spec, found = registry.spec(kernel), {}
     for cell in select(kernel, "triton").cells("check"):
-        inputs = spec.make_inputs(cell.torch_dtype, "cpu", seed(cell), **cell.sizes)
+        inputs = spec.arguments(cell.torch_dtype, "cpu", seed(cell), **cell.sizes)
         wanted = agreement.expected(spec, cell.sizes, inputs)
         parts = (
             *tree_leaves(inputs),

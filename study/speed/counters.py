@@ -245,7 +245,7 @@ def _call(cell: Cell) -> str:
     try:
         function = entries.function(cell)
         spec = registry.spec(cell.kernel)
-        inputs = spec.make_inputs(cell.torch_dtype, TORCH_DEVICE, seed(cell), **cell.sizes)
+        inputs = spec.arguments(cell.torch_dtype, TORCH_DEVICE, seed(cell), **cell.sizes)
         function(*inputs)  # compiles
         _profile(function, *inputs)
     except registry.Unavailable as reason:

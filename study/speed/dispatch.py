@@ -136,7 +136,7 @@ def _prepared(cell: Cell) -> tuple[Callable, tuple]:
         return LAUNCHES[cell.backend](), tuple(torch.zeros(2, 1024, device="cuda"))
     function = entries.function(cell)
     spec = registry.spec(cell.kernel)
-    return function, spec.make_inputs(cell.torch_dtype, "cuda", seed(cell), **cell.sizes)
+    return function, spec.arguments(cell.torch_dtype, "cuda", seed(cell), **cell.sizes)
 
 
 def _row(cell: Cell, error: str, *figures: float) -> dict:

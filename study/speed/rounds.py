@@ -54,7 +54,7 @@ class Inputs:
 
     def _make(self, entry):
         spec = registry.spec(entry.kernel)
-        return spec.make_inputs(entry.torch_dtype, "cuda", seed(entry), **entry.sizes)
+        return spec.arguments(entry.torch_dtype, "cuda", seed(entry), **entry.sizes)
 
 
 def compile_groups(of: tuple[Group, ...]) -> None:

@@ -73,6 +73,12 @@ def random() -> list[str]:
     return _some(found, "a kernel with the parameters p and seed")
 
 
+def differentiable() -> list[str]:
+    """The kernels that torch differentiates."""
+    found = [kernel for kernel in registry.kernels() if registry.spec(kernel).make_gradient]
+    return _some(found, "a kernel with a gradient")
+
+
 def _some(found: list, what: str) -> list:
     """Not nothing: a test that is parametrised by it would pass unseen."""
     assert found, f"there must be {what}"

@@ -38,10 +38,10 @@ def perfect(spec, size, inputs):
 
 
 def made(kernel, dtype):
-    """The inputs at each check size, on the CPU."""
+    """The arguments at each check size, on the CPU."""
     for size in registry.spec(kernel).check_sizes:
         cell = Cell(kernel, "", dtype_name(dtype), size_text(size))
-        yield registry.spec(kernel).make_inputs(dtype, "cpu", seed(cell), **size)
+        yield registry.spec(kernel).arguments(dtype, "cpu", seed(cell), **size)
 
 
 def problems(kernel, dtype):

@@ -23,16 +23,17 @@ ORDER = ((0, 1), (1, 0), (1, 1), (0, 0), (0, 1))  # of the current GPU and the i
 
 
 def loaded(kernel, backend):
+    """What is judged of it: where there is a gradient, its backward too."""
     if reason := registry.missing(backend):
         pytest.skip(reason)
-    return registry.load(kernel, backend)
+    return registry.spec(kernel).called(registry.load(kernel, backend))
 
 
 def problem(kernel, device=TORCH_DEVICE):
     """(spec, size, inputs) at the largest check size in the last dtype."""
     spec = registry.spec(kernel)
     size = max(spec.check_sizes, key=lambda size: spec.work(spec.dtypes[-1], **size).bytes)
-    return spec, size, spec.make_inputs(spec.dtypes[-1], device, 0, **size)
+    return spec, size, spec.arguments(spec.dtypes[-1], device, 0, **size)
 
 
 def has_tensors(inputs):
@@ -58,7 +59,8 @@ def test_on_either_gpu(kernel, backend):
 @on_two
 @kernels
 def test_inputs_on_two_gpus_are_refused_by_name(kernel):
-    _, _, inputs = problem(kernel, "cuda:0")
+    spec, size, _ = problem(kernel, "cuda:0")
+    inputs = spec.make_inputs(spec.dtypes[-1], "cuda:0", 0, **size)
     places = [i for i, x in enumerate(tree_leaves(inputs)) if isinstance(x, torch.Tensor)]
     told = set()
     for i in places[1:]:
@@ -95,7 +97,7 @@ def test_in_two_streams_at_once(kernel, backend):
     """Nothing that a call uses, a workspace say, is used by another before it ends."""
     host = loaded(kernel, backend)
     spec, size, inputs = problem(kernel)
-    other = spec.make_inputs(spec.dtypes[-1], TORCH_DEVICE, 1, **size)
+    other = spec.arguments(spec.dtypes[-1], TORCH_DEVICE, 1, **size)
     streams = torch.cuda.Stream(), torch.cuda.Stream()
     torch.cuda.synchronize()
     outputs = []
@@ -136,7 +138,7 @@ def test_from_several_threads(kernel, backend):
     sizes = sorted(spec.check_sizes, key=lambda size: spec.work(spec.dtypes[0], **size).bytes)[:3]
 
     def made(size):
-        return size, spec.make_inputs(spec.dtypes[0], TORCH_DEVICE, 0, **size)
+        return size, spec.arguments(spec.dtypes[0], TORCH_DEVICE, 0, **size)
 
     cells = [made(size) for size in 2 * sizes]  # here, so that a thread launches first of all
     host(*cells[-1][1])

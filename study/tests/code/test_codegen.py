@@ -246,13 +246,13 @@ KNOWN = {
     "sm_90a": [
         *[("cupy", UNALIGNED), ("numba", WALK), ("triton", FEW), ("triton", FEW)],
         *[("triton", UNALIGNED)] * 5,
-        ("triton", GRADIENTS),
+        *[("triton", GRADIENTS)] * 2,
     ],
     "sm_80": [
         *[("numba", WALK), ("triton", OLDER)],
         *[("cupy", UNTUNED)] * 4,
         *[("numba", UNTUNED)] * 2,
-        *[("triton", UNTUNED)] * 7,
+        *[("triton", UNTUNED)] * 8,
         *[("triton", UNALIGNED)] * 5,
     ],
 }
@@ -266,7 +266,7 @@ def why_it_spills(spec, rows):
     if set(rows["arch"]) == {"sm_80"} and rows["spill_bytes"].max() <= 192:
         return UNTUNED
     outputs = len(spec.agreement) if isinstance(spec.agreement, tuple) else 1
-    if "tensor cores" in spec.machine_code and outputs == 3 and rows["spill_bytes"].max() <= 288:
+    if "tensor cores" in spec.machine_code and outputs >= 3 and rows["spill_bytes"].max() <= 288:
         return GRADIENTS
     if "tensor cores" in spec.machine_code and unaligned:
         return UNALIGNED
