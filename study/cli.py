@@ -177,6 +177,22 @@ def stability(
 
 
 @app.command()
+def train(
+    kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA
+):
+    """Train a small transformer with each kernel that torch differentiates. Needs a GPU.
+
+    data/<machine>/training.csv gets the loss curves of some seeds, with each backend and with the
+    main baseline: they must be alike. Exit code 1 if a kernel fails.
+    """
+    from study.agree import training as module
+    from study.bench.cells import select
+
+    if not module.run(select(kernels, backends, phase), data=data):
+        raise typer.Exit(1)
+
+
+@app.command()
 def inspect(
     kernels: Kernels = None,
     backends: Backends = None,
@@ -265,8 +281,8 @@ def status(
 
 @app.command()
 def run(kernels: Kernels = None, backends: Backends = None, phase: Phase = None, data: Data = DATA):
-    """Do the whole study: verify, measure, dispatch and stability (with a GPU) or, without one,
-    verify a covering choice of sizes and inspect what changed; complexity, report."""
+    """Do the whole study: verify, measure, dispatch, stability and train (with a GPU) or, without
+    one, verify a covering choice of sizes and inspect what changed; complexity, report."""
     from implementations import DEVICE
 
     on_gpu = DEVICE == "cuda"
@@ -275,6 +291,7 @@ def run(kernels: Kernels = None, backends: Backends = None, phase: Phase = None,
         measure(kernels, backends, phase, data=data)
         dispatch(kernels, backends, phase, data=data)
         stability(kernels, backends, phase, data=data)
+        train(kernels, backends, phase, data=data)
     else:
         inspect(kernels, backends, phase, data=data)
     complexity(kernels, backends, phase, data=data)

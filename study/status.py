@@ -9,7 +9,7 @@ import pandas as pd
 from rich.table import Table
 
 from implementations.common import registry
-from study.agree import stability
+from study.agree import stability, training
 from study.bench import store
 from study.bench.cells import AGAIN, SLOWER, TIMED, Cell, Selection
 from study.bench.entries import groups
@@ -86,12 +86,14 @@ def _wanted(
         and cell.backend in (*selection.backends, *registry.spec(group.kernel).baselines)
     ]
     studied = [c for k in selection.kernels for c in stability.cells(k, selection.backends)]
+    trained = [c for k in selection.kernels for c in training.cells(k, selection.backends)]
     counted = [c for k in selection.kernels for c in counters.cells(k, selection.backends)]
     tuned = [c for c in selection.cells("bench") if tune.searches(c)]
     for folder in machines:
         yield folder / "agreement.csv", checked
         yield folder / "timings.csv", timed
         yield folder / "stability.csv", studied
+        yield folder / "training.csv", trained
         if (folder / "counters.csv").exists():  # not everyone may count
             yield folder / "counters.csv", counted
         if (folder / "tuning.csv").exists():  # a search is asked for

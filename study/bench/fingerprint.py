@@ -13,10 +13,12 @@ with the reference, the inputs and the rules of agreement, and of no implementat
 
 import ast
 import hashlib
+import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from itertools import accumulate, chain
 from pathlib import Path
 from threading import Lock
@@ -69,6 +71,24 @@ class File:
     imported: dict[str, tuple[Path, str]]
 
 
+def _until_changed(make: Callable) -> Callable:
+    """`make`, which is asked again once a file has changed that was parsed for its answer."""
+    known = {}
+
+    @wraps(make)
+    def remembered(*names: str) -> str:
+        key = (*names, *implementations.__path__)
+        answer, files = known.get(key, (None, {}))
+        if not files or any(_changed(path) != then for path, then in files.items()):
+            _parsed.files = files = {}
+            answer = make(*names)
+            known[key] = answer, files
+        return answer
+
+    return remembered
+
+
+@_until_changed
 def fingerprint(kernel: str, backend: str) -> str:
     """Twelve hex digits over all tokens that an implementation, or a baseline, reaches."""
     if backend in registry.BACKENDS:
@@ -78,6 +98,7 @@ def fingerprint(kernel: str, backend: str) -> str:
     return digest(own)
 
 
+@_until_changed
 def code_fingerprint(kernel: str, backend: str) -> str:
     """The same without tables: what was found by measuring the code is no part of it."""
     return digest(
@@ -86,6 +107,7 @@ def code_fingerprint(kernel: str, backend: str) -> str:
     )
 
 
+@_until_changed
 def spec_fingerprint(kernel: str) -> str:
     """The same over a spec's reference, inputs, rules of agreement and refusals."""
     path = registry.folders()[kernel] / f"{kernel}.py"
@@ -138,16 +160,43 @@ def _found(path: Path, name: str) -> Iterator[Definition]:
     yield from found
 
 
+class _Parsed(threading.local):
+    """The files that this thread parsed since it began an answer, and when they had changed."""
+
+    def __init__(self):
+        self.files: dict[Path, int] = {}
+
+
+_parsed = _Parsed()
+
+
 def parse(path: Path) -> File:
     """A source taken apart. It is read once, until it changes."""
-    return _read(path, path.stat().st_mtime_ns, tuple(implementations.__path__))
+    return _read(path, _noted(path), tuple(implementations.__path__))
+
+
+def _noted(path: Path) -> int:
+    _parsed.files[path] = changed = path.stat().st_mtime_ns
+    return changed
+
+
+def _changed(path: Path) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except FileNotFoundError:
+        return -1
 
 
 @cache
 def _read(path: Path, changed: int, roots: tuple[str, ...]) -> File:
     if path.suffix == ".csv":
         return File((Definition(path, 0, frozenset(), path.read_text(), frozenset()),), {})
-    return (_Python if path.suffix == ".py" else _Cuda)(path).file()
+    return (_python(path, changed, roots) if path.suffix == ".py" else _Cuda(path)).file()
+
+
+@cache
+def _python(path: Path, changed: int, roots: tuple[str, ...]) -> "_Python":
+    return _Python(path)
 
 
 def _words(text: str, suffix: str) -> str:
@@ -167,6 +216,7 @@ class _Python:
             self.tree = ast.parse(self.data)
         imports = (n for n in ast.walk(self.tree) if isinstance(n, ast.Import | ast.ImportFrom))
         self.origins = dict(chain(*map(self._bindings, imports)))
+        self.own = {name for statement in self.tree.body for name in _bound(statement)}
 
     def file(self) -> File:
         definitions = tuple(
@@ -179,7 +229,6 @@ class _Python:
 
     def definition(self, node: ast.AST, names: frozenset[str] = frozenset()) -> Definition:
         """A statement, or an expression that stands for one."""
-        own = {name for statement in self.tree.body for name in _bound(statement)}
         holes, uses, origins = [], set(), set()
         for below, in_string in _walk(node, holes, self._span):
             dotted = _dotted(below)
@@ -193,7 +242,7 @@ class _Python:
                     holes.append((*self._span(below), use[1].encode()))
             elif first in self.origins and not TIERS.fullmatch(self.origins[first]):
                 origins.add(f"{first} = {self.origins[first]}")
-            elif first in own:
+            elif first in self.own:
                 uses.add((self.path, first))
         begin, end = self._span(node)
         text = _words(self._without(holes, begin, end), ".py")
@@ -326,8 +375,12 @@ def _has_meaning(decorator: ast.expr) -> bool:
 
 def _part(path: Path, name: str) -> Definition:
     """An argument of SPEC, as if it were a definition."""
-    source = _Python(path)
+    source = _taken_apart(path)
     return source.definition(_argument(source, name))
+
+
+def _taken_apart(path: Path) -> _Python:
+    return _python(path, _noted(path), tuple(implementations.__path__))
 
 
 def _argument(source: _Python, name: str) -> ast.expr:
@@ -341,7 +394,7 @@ def _argument(source: _Python, name: str) -> ast.expr:
 
 def _baseline(kernel: str, name: str) -> Definition:
     """What a spec calls by this name, as if it were a definition."""
-    source = _Python(registry.folders()[kernel] / f"{kernel}.py")
+    source = _taken_apart(registry.folders()[kernel] / f"{kernel}.py")
     listed = _argument(source, "baselines")
     names = [getattr(key, "value", None) for key in getattr(listed, "keys", ())]
     if name not in names:

@@ -55,11 +55,14 @@ def read(path: Path) -> pd.DataFrame:
 def _related(table: pd.DataFrame) -> pd.DataFrame:
     """A table with the present fingerprints of the rows whose sources are shown to be the same."""
     known = _relations()
-    keys = [*zip(table["kernel"], table["backend"], table["source_hash"], strict=True)]
-    now = [known.get(key, key[2]) for key in keys]
+    now = table["source_hash"].copy()
+    some = table[now.isin({before for _, _, before in known})]  # of many rows few
+    keys = zip(some["kernel"], some["backend"], some["source_hash"], strict=True)
+    now[some.index] = [known.get(key, key[2]) for key in keys]
     if "rule" in table:  # of agreement.csv: what it was judged by
         specs = table.get("spec_hash", pd.Series(None, table.index, dtype=object))
-        keys = zip(table["kernel"], specs.fillna(""), (key in known for key in keys), strict=True)
+        sources = zip(table["kernel"], table["backend"], table["source_hash"], strict=True)
+        keys = zip(table["kernel"], specs.fillna(""), (s in known for s in sources), strict=True)
         table = table.assign(
             spec_hash=[
                 known.get((kernel, "", spec), spec) if spec or same else None

@@ -15,6 +15,7 @@ from implementations.common.check import dtype_name
 from implementations.common.device import Properties
 from study.bench import store
 from study.bench.cells import AGAIN, KEY, SLOWER, TIMED, parse_size, size_text
+from study.bench.entries import reference
 from study.bench.fingerprint import code_fingerprint, fingerprint, spec_fingerprint
 from study.report.estimates import Estimate, microseconds, number
 from study.speed import ratios
@@ -40,6 +41,7 @@ COLUMNS = {  # of each table, those that the report uses
     "protocol": ["check", "cells", "found", "rate"],
     "counters": [*KEY, *COUNTED, "error", "source_hash"],
     "stability": [*KEY, "scale", "finite", "relative_error", "largest", "error", "source_hash"],
+    "training": [*KEY, "seed", "step", "loss", "error", "source_hash"],
     "tuning": [*KEY, "default", "predicted_clocks", "device_us_p50", "error", "source_hash"],
     "complexity": ["kernel", "backend", "scope", "helpers", "tokens", "source_hash"],
     "radon": ["kernel", "backend", "source_hash"],
@@ -55,7 +57,7 @@ NEARLY = 1.05  # times what the fastest takes is nearly as fast
 NOT_RANKED = ("launch-bound", "no verdict")
 SOURCE = ["kernel", "backend", "source_hash", "spec_hash"]  # what a row measured, and by what
 OF_A_SOURCE = (
-    *("agreement", "timings", "counters", "stability", "tuning"),  # of a machine
+    *("agreement", "timings", "counters", "stability", "training", "tuning"),  # of a machine
     *("complexity", "radon", "codegen", "mutants"),
 )
 
@@ -75,6 +77,7 @@ class Data:
     codegen: pd.DataFrame
     counters: pd.DataFrame
     stability: pd.DataFrame
+    training: pd.DataFrame
     tuning: pd.DataFrame
     mutants: pd.DataFrame
 
@@ -87,7 +90,8 @@ class Data:
         """
         home = folder / machine
         shared = ("complexity", "radon", "codegen", "mutants")
-        of_machine = ("agreement", "timings", "protocol", "counters", "stability", "tuning")
+        of_machine = ("agreement", "timings", "protocol", "counters")
+        of_machine += ("stability", "training", "tuning")
         tables = {name: _in_order(_table(home / f"{name}.csv")) for name in of_machine}
         tables |= {name: _in_order(_table(folder / f"{name}.csv")) for name in shared}
         samples = _table(home / "samples.parquet")
@@ -300,6 +304,29 @@ class Data:
         at = parse_size(size) if size else spec.headline
         mb = spec.workspace(gpu, spec.dtypes[0], **at) / 1e6
         return Estimate(mb, mb, mb, ",.1f")
+
+    def curves(self, kernel: str, backend: str) -> pd.DataFrame:
+        """The losses that training with a kernel gave: a row a step, a column a seed."""
+        t = self.training
+        rows = t[(t.kernel == kernel) & (t.backend == backend) & t.loss.notna()]
+        return rows.pivot(index="step", columns="seed", values="loss")
+
+    def learns_alike(self, kernel: str, backend: str) -> Estimate:
+        """The share of the steps at which the mean loss over the seeds lies within what the seeds
+        of the main baseline span; 0 to 1."""
+        ours, theirs = (self.curves(kernel, b) for b in (backend, reference(kernel)))
+        if ours.empty or theirs.empty:
+            return Estimate(note="not measured")
+        share = ours.mean(axis=1).between(theirs.min(axis=1), theirs.max(axis=1)).mean()
+        return Estimate(share, share, share, "%")
+
+    def last_loss(self, kernel: str, backend: str) -> Estimate:
+        """The loss at the end of training: the mean over the seeds, and what they span."""
+        curves = self.curves(kernel, backend)
+        if curves.empty:
+            return Estimate(note="not measured")
+        last = curves.iloc[-1]
+        return Estimate(last.mean(), last.min(), last.max(), ".4f")
 
     @property
     def _properties(self) -> Properties | None:

@@ -19,11 +19,13 @@ import seaborn as sns  # noqa: E402
 import torch  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
+from matplotlib.patches import Patch  # noqa: E402
 from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
 from implementations.common import registry  # noqa: E402
 from implementations.common.check import dtype_name  # noqa: E402
 from study.bench.cells import WARM, parse_size, size_text  # noqa: E402
+from study.bench.entries import reference  # noqa: E402
 from study.report.data import Data, headline, rungs  # noqa: E402
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#5d6570", "#dfe2e6", "#ffffff"
@@ -464,6 +466,37 @@ def stability(data: Data) -> Figure:
     return figure
 
 
+def training(data: Data, kernel: str) -> Figure:
+    """The loss over the steps of training with a kernel, the mean over the seeds, and how far it is
+    from the main baseline's; grey: what the baseline's seeds span."""
+    theirs = data.curves(kernel, reference(kernel))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(7.0, 2.9), sharex=True, layout="constrained")
+        for ax, zero in zip(axes, (0, theirs.mean(axis=1)), strict=True):
+            if theirs.empty:
+                _empty(ax)
+                continue
+            span = (theirs.min(axis=1) - zero, theirs.max(axis=1) - zero)
+            ax.fill_between(theirs.index, *span, color=GRID, lw=0)
+            for backend, look in looks().items():
+                line = data.curves(kernel, backend).mean(axis=1) - zero
+                ls = (0, look.dashes) if look.dashes else "-"
+                ax.plot(line.index, line, color=look.color, ls=ls, lw=1.2)
+            ax.set_xlabel("step")
+        axes[0].set_title("loss, nats a character")
+        axes[1].set_title(f"loss less that of {reference(kernel)}")
+        entries = {
+            registry.BACKENDS[backend].title: Line2D(
+                [], [], color=look.color, ls=(0, look.dashes) if look.dashes else "-"
+            )
+            for backend, look in looks().items()
+        }
+        entries[f"seeds of {reference(kernel)}"] = Patch(color=GRID)
+        _legend(figure, entries)
+        sns.despine(figure)
+    return figure
+
+
 def ladder(data: Data, name: str) -> Figure:
     """From one rung to the next: what each kernel of the ladder asks of the memory, its speed and
     its tokens with helpers; in grey the baselines of the last rung, or of the last of each dtype.
@@ -741,6 +774,11 @@ def every(data: Data) -> dict[str, Figure]:
             f"memory_levels_{k}": memory_levels(data, k)
             for k in registry.kernels()
             if registry.spec(k).warm
+        },
+        **{
+            f"training_{k}": training(data, k)
+            for k in registry.kernels()
+            if registry.spec(k).make_gradient
         },
         **{
             f"{figure.__name__}_{k}": figure(data, k)

@@ -75,6 +75,7 @@ class Prose:
             "of_traffic",
             "faster_than",
             "workspace",
+            *("learns_alike", "last_loss"),
             "gained",
             "nearly_best",
         )

@@ -19,6 +19,7 @@ from implementations.common.check import dtype_name
 from implementations.tiers.compile import TARGETS
 from study.agree.agreement import rule_name
 from study.agree.stability import cells
+from study.agree.training import cells as training_cells
 from study.bench import store
 from study.bench.cells import SLOWER, TIMED, WARM, Cell, select, size_text
 from study.bench.entries import FLOOR, groups, reference, work
@@ -37,6 +38,7 @@ LIMIT = {"GB/s": 3000, "TFLOP/s": 690}
 GPU = TARGETS["sm_90a"].properties
 HIGHEST_CLOCK = 1980  # MHz
 FLOOR_US = 1.2
+PROCESSES, ROUNDS = 3, 8  # a cell is timed in
 TOKENS = {"triton": 220, "cupy": 560, "numba": 610}
 
 
@@ -65,23 +67,23 @@ def samples(failed: Mapping[tuple[str, str], str]) -> pd.DataFrame:
 
     failed: (kernel, backend) → the error of its every cell.
     """
-    rng = np.random.default_rng(0)
-    tables = []
+    rows = []
     for group in groups(select()):
         # the GPU's power, of which a large product takes all
         clock = HIGHEST_CLOCK * (0.75 if group.work.flops > 1e11 else 1)
         for entry in group.entries:
             limit = entry.kernel.startswith("_")
             source = "limits" if limit else fingerprint(entry.kernel, entry.backend)
-            tables.append(
-                pd.DataFrame(
-                    asdict(entry)
-                    | dict(process=np.repeat(range(3), 20), round=np.tile(range(20), 3))
-                    | dict(device_us=_us(entry) * np.exp(0.01 * rng.standard_normal(60)))
-                    | dict(cell=str(group), sm_clock_mhz=clock, error="", source_hash=source)
-                )
+            rows.append(
+                asdict(entry)
+                | dict(process=0, round=0, device_us=_us(entry))
+                | dict(cell=str(group), sm_clock_mhz=clock, error="", source_hash=source)
             )
-    table = pd.concat(tables, ignore_index=True)
+    table = pd.DataFrame(rows)
+    table = table.loc[table.index.repeat(PROCESSES * ROUNDS)].reset_index(drop=True)
+    table["process"] = np.tile(np.repeat(range(PROCESSES), ROUNDS), len(rows))
+    table["round"] = np.tile(range(ROUNDS), PROCESSES * len(rows))
+    table["device_us"] *= np.exp(0.01 * np.random.default_rng(0).standard_normal(len(table)))
     for (kernel, backend), error in failed.items():
         at = (table.kernel == kernel) & (table.backend == backend)
         table.loc[at, ["device_us", "error"]] = math.nan, error
@@ -219,6 +221,21 @@ def stability() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def training() -> pd.DataFrame:
+    """training.csv: all curves are those of the seeds, which lie a tenth apart."""
+    rows = []
+    for kernel in registry.kernels():
+        for cell in training_cells(kernel, registry.BACKENDS):
+            for seed in range(3):
+                rows += [
+                    cell.key
+                    | dict(seed=seed, step=step, loss=100 / step + seed / 10, error="")
+                    | dict(source_hash=fingerprint(kernel, cell.backend))
+                    for step in (10, 20, 30)
+                ]
+    return pd.DataFrame(rows)
+
+
 def tuning() -> pd.DataFrame:
     """tuning.csv: each configuration takes as long as is predicted, give or take, but for the last
     of the space, which fails."""
@@ -273,6 +290,7 @@ def write(data: Path, failed: Mapping[tuple[str, str], str] = {}) -> Path:  # no
     store.write(home / "protocol.csv", protocol(table))
     store.write(home / "agreement.csv", agreement())
     store.write(home / "stability.csv", stability())
+    store.write(home / "training.csv", training())
     store.write(home / "tuning.csv", tuning())
     store.write(data / "complexity.csv", complexity())
     store.write(data / "radon.csv", radon())

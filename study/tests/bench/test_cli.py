@@ -23,6 +23,7 @@ COMMANDS = (
     "counters",
     "dispatch",
     "stability",
+    "train",
     "inspect",
     "complexity",
     "report",
