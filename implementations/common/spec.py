@@ -75,6 +75,7 @@ class KernelSpec:
         of such Properties, the same in all backends, where the day is about these.
     not_finite: `(**size)` → the parameters that are also checked with NaN and infinities; all
         unless stated.
+    counted: sizes of which the hardware's counters are read beside the headline.
     warm: whether it is also timed on data that the call before left in the L2.
     refused: by what is wrong, a function from right arguments to such as every backend refuses, of
         those that are no tensors (for tensors the tests know themselves what to try).
@@ -107,6 +108,7 @@ class KernelSpec:
     traffic: Callable[..., int] | None = None
     workspace: Callable[..., int] | None = None
     not_finite: Callable[..., tuple[str, ...]] | None = None
+    counted: tuple[Size, ...] = ()
     warm: bool = False
     refused: Mapping[str, Callable[..., tuple]] = field(default_factory=dict)
     machine_code: tuple[str, ...] = ("wide loads", "wide stores")

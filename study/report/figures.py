@@ -562,6 +562,56 @@ def _tokens(data: Data, kernel: str, backend: str) -> float:
     return data.tokens(kernel, backend, helpers="with").value
 
 
+def moved_by_size(data: Data, name: str) -> Figure:
+    """The bytes that a call of each rung moved, counted at the memory (filled) and at the L2, over
+    the compulsory ones; beside them those of the day's model, or 1 where it has none."""
+    kernels = [kernel for kernel in rungs(name)[0] if registry.spec(kernel).counted]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            *(1, max(len(kernels), 1)),
+            figsize=(7.0, 2.9),
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        for ax, kernel in zip(axes[0], kernels, strict=False):
+            spec, dtype = registry.spec(kernel), headline(kernel)[0]
+            sizes = [size_text(size) for size in spec.counted]
+            label, at = _axis(sizes)
+            works = {size: spec.work(getattr(torch, dtype), **parse_size(size)) for size in sizes}
+            model = spec.traffic or (
+                lambda dtype, spec=spec, **size: spec.work(dtype, **size).bytes
+            )
+            predicted = [
+                model(getattr(torch, dtype), **parse_size(size)) / works[size].bytes
+                for size in sizes
+            ]
+            x = range(len(sizes))
+            ax.plot(x, predicted, color=INK, lw=1, ls=(0, (2, 2)), zorder=1)
+            for backend, look in looks().items():
+                of = (kernel, backend, dtype)
+                moved = [data.moved(*of, size).value / works[size].bytes for size in sizes]
+                asked = [
+                    data.counter(kernel, backend, "l2_bytes", dtype, size).value / works[size].bytes
+                    for size in sizes
+                ]
+                style = {"marker": look.marker, "color": look.color, "ls": "", "ms": 5}
+                ax.plot(x, moved, mec=PAPER, **style)
+                ax.plot(x, asked, mfc="none", **style)
+            ax.set(xlabel=label, yscale="log")
+            ax.set_xticks(x, [_tick(at[size]) for size in sizes], rotation=90)
+            ax.set_title(kernel, fontsize=7)
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_locator(NullLocator())
+        axes[0][0].set_ylabel("bytes / the compulsory ones")
+        entries = _points(ms=5)
+        entries["at the L2"] = Line2D([], [], color=MUTED, marker="o", mfc="none", ls="", ms=5)
+        entries["model of the memory"] = Line2D([], [], color=INK, lw=1, ls=(0, (2, 2)))
+        _legend(figure, entries)
+        sns.despine(figure)
+    return figure
+
+
 PANELS = {  # of a ladder, by the unit of its last rung: what is drawn on which scale
     "GB/s": {
         "passes over memory": (_passes, "linear"),
@@ -769,6 +819,11 @@ def every(data: Data) -> dict[str, Figure]:
         "roofline": roofline(data),
         "workspace": workspace(data),
         **{f"ladder_{name}": ladder(data, name) for name in ladders},
+        **{
+            f"moved_by_size_{name}": moved_by_size(data, name)
+            for name in ladders
+            if all(registry.spec(kernel).counted for kernel in rungs(name)[0])
+        },
         **{f"time_by_size_{k}": time_by_size(data, k) for k in registry.kernels()},
         **{
             f"memory_levels_{k}": memory_levels(data, k)

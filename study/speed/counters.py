@@ -80,11 +80,10 @@ COLUMNS = [*KEY, *FIGURES, "error", "source_hash"]
 
 
 def cells(kernel: str, backends: Iterable[str]) -> list[Cell]:
-    """What is counted of a kernel: its headline, or all its sizes where they differ in their step,
-    in the first dtype, in the backends and the baselines."""
+    """What is counted of a kernel: its headline and its `counted` sizes, in the first dtype, in the
+    backends and the baselines."""
     spec = registry.spec(kernel)
-    steps = {size.get("step") for size in spec.bench_sizes}
-    sizes = spec.bench_sizes if len(steps) > 1 else (spec.headline,)
+    sizes = [spec.headline, *(size for size in spec.counted if size != spec.headline)]
     names = [*backends, *spec.baselines]
     dtype = dtype_name(spec.dtypes[0])
     return [Cell(kernel, name, dtype, size_text(size)) for size in sizes for name in names]

@@ -63,6 +63,7 @@ CHECK = (  # start, step, n
     *((0, 1, 0), (3, 2, 0), (0, 1, 1), (5, 7, 1), (2, 3, 7), (0, 1, 1024), (1, 2, 2047)),
     *((4, 1, 2049), (0, 32, 256), (16, 16, 1040), (11, 5, 4099), (0, 1, 10_007)),
 )
+BENCH = tuple(size(0, step, 2**26) for step in (1, 2, 3, 4, 8, 16, 32))
 
 SPEC = KernelSpec(
     name="strided_copy",
@@ -72,8 +73,9 @@ SPEC = KernelSpec(
     make_inputs=make_inputs,
     work=work,
     traffic=traffic,
+    counted=BENCH,
     check_sizes=tuple(size(*s) for s in CHECK),
-    bench_sizes=tuple(size(0, step, 2**26) for step in (1, 2, 3, 4, 8, 16, 32)),
+    bench_sizes=BENCH,
     headline=size(0, 1, 2**26),
     huge_sizes=(size(3, 2**20 + 1, 2051),),  # i and step are small, their product is not
     limits={

@@ -48,6 +48,7 @@ SPEC = KernelSpec(
     headline=size(4096, 4096, 4096),
     huge_sizes=(size(MAX_M, 264, 264), size(136, MAX_N, 136)),  # tall: a and c; wide: b and c
     limits={"M": size(MAX_M, 1, 1), "N": size(1, MAX_N, 1), "K": size(1, 1, MAX_K)},
+    counted=tuple(size(n, n, n) for n in (2048, 4096, 8192)),
     dtypes=DTYPES,
     agreement=Contraction("K"),
     machine_code=("wide loads", "wide stores", "tensor cores"),

@@ -52,6 +52,7 @@ SPEC = KernelSpec(
     huge_sizes=tuple(size(*s) for s in HUGE),
     limits={"M": size(MAX_SIDE, 1, 1), "N": size(1, MAX_SIDE, 1), "K": size(1, 1, MAX_SIDE)},
     headline=size(4096, 4096, 4096),
+    counted=tuple(size(n, n, n) for n in (2048, 4096, 8192)),
     dtypes=DTYPES,
     agreement=Contraction("K"),
     machine_code=("wide loads", "wide stores", "tensor cores"),

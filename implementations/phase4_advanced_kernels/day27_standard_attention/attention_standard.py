@@ -146,6 +146,7 @@ SPEC = KernelSpec(
     bench_sizes=BENCH,
     headline=size(4, 16, 4096, 4096, 128, False),
     huge_sizes=tuple(size(*s) for s in HUGE),
+    counted=tuple(size(1, 16, n, n, 128, False) for n in (1024, 2048, 4096, 8192, 16384)),
     limits=LIMITS,
     dtypes=DTYPES,
     agreement=Attention(),
@@ -159,4 +160,5 @@ SPEC = KernelSpec(
         "sdpa_efficient": sdpa(SDPBackend.EFFICIENT_ATTENTION),
     },
     sources=("Vaswani et al., Attention is all you need, 2017, section 3.2.1",),
+    ladder="attention",
 )

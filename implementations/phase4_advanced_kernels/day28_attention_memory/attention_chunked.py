@@ -75,6 +75,7 @@ SPEC = KernelSpec(
     bench_sizes=BENCH,
     headline=size(4, 16, 4096, 4096, 128, False),
     huge_sizes=(size(1, 1, 3, 2**25 + 67, 64, False),),  # k and v; a chunk of q is never so large
+    counted=tuple(size(1, 16, n, n, 128, False) for n in (1024, 2048, 4096, 8192, 16384)),
     limits=LIMITS,
     dtypes=DTYPES,
     agreement=Attention(),
@@ -87,4 +88,5 @@ SPEC = KernelSpec(
         "sdpa_math": sdpa(SDPBackend.MATH),
     },
     sources=("Rabe and Staats, Self-attention does not need O(n²) memory, 2021",),
+    ladder="attention",
 )

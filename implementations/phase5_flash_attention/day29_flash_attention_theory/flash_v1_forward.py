@@ -100,6 +100,7 @@ SPEC = KernelSpec(
     bench_sizes=BENCH,
     headline=size(4, 16, 4096, 4096, 128, False),
     huge_sizes=tuple(size(*s) for s in HUGE),
+    counted=tuple(size(1, 16, n, n, 128, False) for n in (1024, 2048, 4096, 8192, 16384)),
     limits=LIMITS,
     dtypes=DTYPES,
     agreement=(Attention(rounded_scores=False), LogSumExp()),
@@ -110,4 +111,5 @@ SPEC = KernelSpec(
     machine_code=("wide loads", "wide stores", "tensor cores"),
     baselines={"sdpa_flash": sdpa(SDPBackend.FLASH_ATTENTION)},
     sources=("Dao, Fu, Ermon, Rudra and Ré, FlashAttention, 2022, algorithm 1",),
+    ladder="attention",
 )

@@ -64,6 +64,7 @@ SPEC = KernelSpec(
     bench_sizes=BENCH,
     headline=size(4, 16, 4096, 4096, 128, False),
     huge_sizes=tuple(size(*s) for s in HUGE),
+    counted=tuple(size(1, 16, n, n, 128, False) for n in (1024, 2048, 4096, 8192, 16384)),
     limits=LIMITS,
     dtypes=DTYPES,
     agreement=Attention(rounded_scores=False),
@@ -75,4 +76,5 @@ SPEC = KernelSpec(
         "Milakov and Gimelshein, Online normalizer calculation for softmax, 2018, section 2",
         "Dao, Fu, Ermon, Rudra and Ré, FlashAttention, 2022, section 3.1",
     ),
+    ladder="attention",
 )

@@ -15,12 +15,12 @@ from implementations.common import registry
 from study.bench import store
 from study.bench.cells import size_text
 from study.report import build, compare, figures, page, pdf
-from study.report.data import PUBLISHED, Data
+from study.report.data import PUBLISHED, Data, rungs
 from study.report.document import BEGIN, END, document
 from study.report.estimates import State
 from study.report.prose import REPORT, TEXT, Prose
 from study.report.sources import HOME
-from study.tests import made_up_data
+from study.tests import chosen, made_up_data
 
 README = f"# Title\n\nBefore.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n"
 COMMITTED = REPORT / "report.md"
@@ -76,7 +76,11 @@ def test_built_again_it_is_the_same_to_the_byte(folder, text, built, tmp_path):
     warm = sum(registry.spec(kernel).warm for kernel in registry.kernels())
     ladders = {registry.spec(kernel).ladder for kernel in registry.kernels()} - {""}
     tuned = sum(registry.spec(kernel).tuning is not None for kernel in registry.kernels())
-    others = 5 + len(ladders) + warm + 2 * tuned
+    counted = sum(
+        all(registry.spec(kernel).counted for kernel in rungs(ladder)[0]) for ladder in ladders
+    )
+    trained = len(chosen.differentiable())
+    others = 5 + len(ladders) + counted + trained + warm + 2 * tuned
     assert len(list(built.glob("figures/*.svg"))) == others + len(registry.kernels())
     for file in files:
         assert (out / file).read_bytes() == (built / file).read_bytes(), file
