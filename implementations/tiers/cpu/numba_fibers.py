@@ -544,4 +544,4 @@ def _converted(kind, *args):
 
 
 def _libdevice(name, *args):
-    return libdevice.meaning(name)(*args)
+    return libdevice.of_numbers(name)(*args)
