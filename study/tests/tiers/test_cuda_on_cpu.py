@@ -494,6 +494,15 @@ __global__ void reuse(const float4* x, float4* out) {
     __syncthreads();
     *out = s;
 }
+
+__global__ void beside(const float* x, float* out) {
+    __shared__ float s[4];
+    for (int i = 1; i < 4; ++i) s[i] = i;
+    cp_async_4(&s[0], x, true);
+    cp_async_commit();
+    __syncthreads();
+    for (int i = 0; i < 4; ++i) out[i] = s[i];
+}
 """
 
 
@@ -540,6 +549,12 @@ def test_cp_async_may_arrive_late(run):
     assert out.tolist() == [1, 2, 3, 4]
     run(PTX, "reuse<false>", 1, x, out)
     assert out.isnan().all()
+
+
+def test_a_copy_of_4_bytes_leaves_what_lies_beside_it(run):
+    out = torch.zeros(4)
+    run(PTX, "beside", 1, torch.ones(1), out)
+    assert out[0].isnan() and out[1:].tolist() == [1, 2, 3]
 
 
 CLUSTERS = """

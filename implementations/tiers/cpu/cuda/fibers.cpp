@@ -295,7 +295,7 @@ void join(Meeting& meeting, Call call, bool orders, Complete complete) {
     int* token = &meeting.count[meeting.round % 2];
     if (orders) {
         for (Copy& copy : running().copies)  // still under way: what is there is undefined
-            memset(copy.dst, 0xFF, sizeof copy.bytes);
+            memset(copy.dst, 0xFF, copy.size);
         release(token);
     }
     meeting.waiting.push_back(&running());
