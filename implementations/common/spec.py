@@ -65,6 +65,7 @@ class KernelSpec:
     baselines: what a user would call instead, by name, the main one first.
     random_baselines: those of them that draw other numbers, and so give other bits, at each call.
     other_sizes: what is timed in the other dtypes; the headline only, unless stated.
+    more_sizes: checked as well on a GPU, on which they take no time.
     huge_sizes: of more than 2³¹ elements, or as many as are taken, checked on a GPU in the last
         dtype.
     limits: by dimension, a size in which it is the largest that every backend takes, as grids and
@@ -103,6 +104,7 @@ class KernelSpec:
     make_gradient: Callable | None = None
     magnitude: Callable | None = None
     other_sizes: tuple[Size, ...] = ()
+    more_sizes: tuple[Size, ...] = ()
     huge_sizes: tuple[Size, ...] = ()
     limits: Mapping[str, Size] = field(default_factory=dict)
     traffic: Callable[..., int] | None = None

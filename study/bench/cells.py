@@ -96,14 +96,14 @@ class Selection:
 
     def cells(self, kind: str) -> Iterator[Cell]:
         """The cells that are checked everywhere ("check"), checked on a GPU only ("large": the
-        headlines, and the huge sizes in the last dtype) or timed ("bench")."""
+        headlines, more sizes, and the huge ones in the last dtype) or timed ("bench")."""
         for kernel in self.kernels:
             spec = registry.spec(kernel)
             for dtype in spec.dtypes:
                 huge = spec.huge_sizes if dtype == spec.dtypes[-1] else ()
                 sizes = {
                     "check": spec.check_sizes,
-                    "large": (spec.headline, *huge),
+                    "large": (spec.headline, *spec.more_sizes, *huge),
                     "bench": spec.timed_sizes(dtype),
                 }
                 for size in sizes[kind]:

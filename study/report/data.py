@@ -444,7 +444,7 @@ def _in_order(table: pd.DataFrame) -> pd.DataFrame:
         for at, kernel in enumerate(registry.kernels()):
             spec = registry.spec(kernel)
             timed = [size for dtype in spec.dtypes for size in spec.timed_sizes(dtype)]
-            sizes = map(size_text, (*spec.check_sizes, *timed, *spec.huge_sizes))
+            sizes = map(size_text, (*spec.check_sizes, *spec.more_sizes, *timed, *spec.huge_sizes))
             names = (*map(dtype_name, spec.dtypes), *sizes, *registry.BACKENDS, *spec.baselines)
             kernels[kernel] = at
             of[kernel] = {name: at for at, name in enumerate(dict.fromkeys(names))}

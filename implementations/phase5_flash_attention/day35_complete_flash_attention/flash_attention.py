@@ -199,12 +199,13 @@ SPEC = KernelSpec(
     bench_sizes=(*day_32.BENCH, *DECODE),
     other_sizes=(size(4, 16, 1, 4096, 4096, 128, False),),
     headline=size(4, 16, 1, 4096, 4096, 128, False),
-    huge_sizes=tuple(
+    more_sizes=tuple(
         size(2, 2, G, M, N, D, causal)
         for G, causal in ((1, True), (3, False))
         for D in HEAD_DIMS
         for M, N in LENGTHS
     ),
+    huge_sizes=tuple(size(*s, gradients=False) for s in day_32.HUGE[:2]),
     limits=day_32.LIMITS,
     dtypes=DTYPES,
     agreement=(
