@@ -480,14 +480,19 @@ def training(data: Data, kernel: str) -> Figure:
             ax.fill_between(theirs.index, *span, color=GRID, lw=0)
             for backend, look in looks().items():
                 line = data.curves(kernel, backend).mean(axis=1) - zero
+                style = {"color": look.color, "marker": look.marker, "ms": 3, "markevery": 5}
                 ls = (0, look.dashes) if look.dashes else "-"
-                ax.plot(line.index, line, color=look.color, ls=ls, lw=1.2)
+                ax.plot(line.index, line, ls=ls, lw=1.2, **style)
             ax.set_xlabel("step")
         axes[0].set_title("loss, nats a character")
         axes[1].set_title(f"loss less that of {reference(kernel)}")
         entries = {
             registry.BACKENDS[backend].title: Line2D(
-                [], [], color=look.color, ls=(0, look.dashes) if look.dashes else "-"
+                *([], []),
+                color=look.color,
+                marker=look.marker,
+                ls=(0, look.dashes) if look.dashes else "-",
+                ms=3,
             )
             for backend, look in looks().items()
         }

@@ -26,6 +26,7 @@ from study.bench.fingerprint import fingerprint
 from study.bench.source import Source
 from study.bench.worker import Worker, WorkerFailed
 from study.report.data import Data
+from study.tests import chosen
 
 DATA = Path(__file__).parents[3] / "data" / "mutants.csv"
 IMPLEMENTATIONS = [(k, b) for k in registry.kernels() for b in registry.BACKENDS]
@@ -254,7 +255,8 @@ def test_planted_names_the_place():
 @pytest.mark.parametrize(("kernel", "backend"), IMPLEMENTATIONS)
 def test_mutants_are_made_once_each(kernel, backend):
     made = faults.mutants(kernel, backend)
-    assert len({mutant.key for mutant in made}) == len(made) > 0
+    assert made or kernel in chosen.differentiable()  # which only joins what other days have
+    assert len({mutant.key for mutant in made}) == len(made)
     assert len({(mutant.file, mutant.content) for mutant in made}) == len(made)
     texts = {path.name: path.read_text() for path in registry.files(kernel, backend)}
     for mutant in made:

@@ -156,7 +156,7 @@ def test_interruption_is_one_line(tmp_path):
         assert child.poll() is None
     time.sleep(1)
     child.send_signal(signal.SIGINT)
-    said, _ = child.communicate(timeout=30)
+    said, _ = child.communicate(timeout=120)
     assert child.returncode == 130
     assert said.splitlines()[-1] == "study: interrupted; what was done so far is kept"
     assert "Traceback" not in said
