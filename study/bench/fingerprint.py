@@ -81,7 +81,10 @@ def _until_changed(make: Callable) -> Callable:
         answer, files = known.get(key, (None, {}))
         if not files or any(_changed(path) != then for path, then in files.items()):
             _parsed.files = files = {}
-            answer = make(*names)
+            try:
+                answer = make(*names)
+            finally:
+                _parsed.files = {}  # what is parsed from now on is for another
             known[key] = answer, files
         return answer
 

@@ -132,6 +132,14 @@ def test_changes_it(tree, file, old, new):
     assert tree.hash() != before
 
 
+def test_what_is_read_for_another_does_not_hide_a_change(tree):
+    """An answer is kept until a file changes; one that was read since has changed all the same."""
+    before = tree.hash()
+    tree.edit("helpers", "* x *", "* -x *")
+    parse(tree.files["helpers"])
+    assert tree.hash() != before
+
+
 def test_strings_keep_their_white_space_and_marks(tree):
     tree.edit("host", "exp(0)", "len('a # b')")
     before = tree.hash()
