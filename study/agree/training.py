@@ -43,6 +43,7 @@ DTYPE = "bfloat16"  # of autocast; weights and their moments are float32
 SEEDS = range(5)
 EVERY = 10
 RATE = 1e-3  # of AdamW, from 0 in the first EVERY steps
+SUMS, LETTERS = 20_000, sorted("0123456789+=;")  # of the text that is learnt
 COLUMNS = [*KEY, "seed", "step", "loss", "error", "source_hash"]
 
 
@@ -54,10 +55,6 @@ def text(count: int) -> str:
         a, b = draw.randrange(100), draw.randrange(100)
         sums.append(f"{a}+{b}={a + b};")
     return "".join(sums)
-
-
-TEXT = text(20_000)
-LETTERS = sorted(set(TEXT))
 
 
 class Block(nn.Module):
@@ -100,7 +97,7 @@ def losses(attend: Callable, seed: int, B, H, M, D, layers, steps) -> list[float
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Transformer(attend, H, M, D, layers).to(TORCH_DEVICE)
-    data = torch.tensor([LETTERS.index(letter) for letter in TEXT])
+    data = torch.tensor([LETTERS.index(letter) for letter in text(SUMS)])
     g, found = generator("cpu", seed), []
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE)
     warm_up = torch.optim.lr_scheduler.LinearLR(optimiser, 1 / EVERY, total_iters=EVERY)

@@ -146,6 +146,20 @@ def _points(ms: float) -> dict[str, Line2D]:
     }
 
 
+def _curves(ms: float) -> dict[str, Line2D]:
+    """The backends' entries in the legend of a figure of lines."""
+    return {
+        registry.BACKENDS[backend].title: Line2D(
+            *([], []),
+            color=look.color,
+            marker=look.marker,
+            ls=(0, look.dashes) if look.dashes else "-",
+            ms=ms,
+        )
+        for backend, look in looks().items()
+    }
+
+
 def speed_against_complexity(data: Data) -> Figure:
     """Each implementation: its tokens, and its speed as a fraction of the measured limit; hollow,
     its tokens with the shared helpers, where it has any.
@@ -224,15 +238,18 @@ def _tick(n: int) -> str:
 def time_by_size(data: Data, kernel: str) -> Figure:
     """The speed at each size, a panel a dtype, beside baselines and under the measured ceiling.
 
-    A dtype of one size only has no panel; of sizes that differ in another dimension only, that of
-    the most bytes is drawn, and of these that of the most operations. Where the spec has a model of
-    the traffic, also the speed that it allows.
+    A dtype of one size only has no panel, and a size whose speed has another unit than the
+    headline's no place; of sizes that differ in another dimension only, that of the most bytes is
+    drawn, and of these that of the most operations. Where the spec has a model of the traffic, also
+    the speed that it allows.
     """
     rows = data.timings[(data.timings.kernel == kernel) & data.timings.speed.notna()]
-    rows = rows[rows.variant == ""]
+    spec = registry.spec(kernel)
+    unit = spec.work(spec.dtypes[0], **spec.headline).unit
+    rows = rows[(rows.variant == "") & (rows.unit == unit)]
     several = rows.groupby("dtype")["size"].transform("nunique") > 1
     rows = rows[several] if several.any() else rows
-    model = registry.spec(kernel).traffic
+    model = spec.traffic
     dtypes = list(dict.fromkeys(rows.dtype)) or [headline(kernel)[0]]
     drawn = {backend: (look.color, look.marker, look.dashes) for backend, look in looks().items()}
     others = dict.fromkeys(b for b in rows.backend if b not in drawn)
@@ -449,16 +466,7 @@ def stability(data: Data) -> Figure:
             ax.set_title(f"{kernel}, {dtype_name(dtype)}", fontsize=8)
         figure.supxlabel("scale of the inputs", fontsize=9)
         figure.supylabel("largest error / largest element of its row", fontsize=9)
-        entries = {
-            registry.BACKENDS[backend].title: Line2D(
-                *([], []),
-                color=look.color,
-                marker=look.marker,
-                ls=(0, look.dashes) if look.dashes else "-",
-                ms=3.5,
-            )
-            for backend, look in looks().items()
-        }
+        entries = _curves(ms=3.5)
         entries["unit roundoff"] = Line2D([], [], color=INK, lw=1, ls=(0, (2, 2)))
         entries["some rows not finite"] = Line2D([], [], color=INK, marker="x", ls="")
         _legend(figure, entries)
@@ -486,16 +494,7 @@ def training(data: Data, kernel: str) -> Figure:
             ax.set_xlabel("step")
         axes[0].set_title("loss, nats a character")
         axes[1].set_title(f"loss less that of {reference(kernel)}")
-        entries = {
-            registry.BACKENDS[backend].title: Line2D(
-                *([], []),
-                color=look.color,
-                marker=look.marker,
-                ls=(0, look.dashes) if look.dashes else "-",
-                ms=3,
-            )
-            for backend, look in looks().items()
-        }
+        entries = _curves(ms=3)
         entries[f"seeds of {reference(kernel)}"] = Patch(color=GRID)
         _legend(figure, entries)
         sns.despine(figure)
@@ -583,26 +582,21 @@ def moved_by_size(data: Data, name: str) -> Figure:
             spec, dtype = registry.spec(kernel), headline(kernel)[0]
             sizes = [size_text(size) for size in spec.counted]
             label, at = _axis(sizes)
-            works = {size: spec.work(getattr(torch, dtype), **parse_size(size)) for size in sizes}
-            model = spec.traffic or (
-                lambda dtype, spec=spec, **size: spec.work(dtype, **size).bytes
-            )
-            predicted = [
-                model(getattr(torch, dtype), **parse_size(size)) / works[size].bytes
-                for size in sizes
+            torch_dtype = getattr(torch, dtype)
+            compulsory = [spec.work(torch_dtype, **size).bytes for size in spec.counted]
+            model = [
+                spec.traffic(torch_dtype, **size) if spec.traffic else least
+                for size, least in zip(spec.counted, compulsory, strict=True)
             ]
             x = range(len(sizes))
-            ax.plot(x, predicted, color=INK, lw=1, ls=(0, (2, 2)), zorder=1)
+            ax.plot(x, np.divide(model, compulsory), color=INK, lw=1, ls=(0, (2, 2)), zorder=1)
             for backend, look in looks().items():
-                of = (kernel, backend, dtype)
-                moved = [data.moved(*of, size).value / works[size].bytes for size in sizes]
-                asked = [
-                    data.counter(kernel, backend, "l2_bytes", dtype, size).value / works[size].bytes
-                    for size in sizes
-                ]
+                of = kernel, backend
+                moved = [data.moved(*of, dtype, size).value for size in sizes]
+                asked = [data.counter(*of, "l2_bytes", dtype, size).value for size in sizes]
                 style = {"marker": look.marker, "color": look.color, "ls": "", "ms": 5}
-                ax.plot(x, moved, mec=PAPER, **style)
-                ax.plot(x, asked, mfc="none", **style)
+                ax.plot(x, np.divide(moved, compulsory), mec=PAPER, **style)
+                ax.plot(x, np.divide(asked, compulsory), mfc="none", **style)
             ax.set(xlabel=label, yscale="log")
             ax.set_xticks(x, [_tick(at[size]) for size in sizes], rotation=90)
             ax.set_title(kernel, fontsize=7)

@@ -314,6 +314,14 @@ def test_a_backend_looks_the_same_in_every_figure(folder):
         assert len(named) == len(drawn) == of_all * len(ours), name
 
 
+@pytest.mark.parametrize("kernel", chosen.differentiable())
+def test_a_size_whose_speed_has_another_unit_is_not_drawn(folder, kernel):
+    data = Data.load(folder)
+    assert set(data.timings[data.timings.kernel == kernel].unit) == {"GB/s", "TFLOP/s"}
+    (ax,) = figures.time_by_size(data, kernel).axes
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("M = N", "TFLOP/s")
+
+
 def test_sizes_that_share_a_place_are_drawn_by_the_largest_of_them(folder):
     kernel = next(k for k in registry.kernels() if "causal" in registry.spec(k).headline)
     data, spec = Data.load(folder), registry.spec(kernel)
