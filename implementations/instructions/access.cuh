@@ -20,6 +20,19 @@ __device__ __forceinline__ void store_pack(T* dst, const Pack<T, COUNT>& pack) {
     *reinterpret_cast<Pack<T, COUNT>*>(dst) = pack;
 }
 
+// One store of 16 bytes, both at multiples of them, from shared to global memory. `store_pack`
+// NVRTC 13 may divide into words, by how the caller calculates the address.
+__device__ __forceinline__ void store_global_16(void* dst, const void* shared) {
+    const Pack<unsigned, 4> words = load_pack<4>(static_cast<const unsigned*>(shared));
+#ifdef STUDY_CPU
+    store_pack(static_cast<unsigned*>(dst), words);
+#else
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(dst), "r"(words.v[0]),
+                 "r"(words.v[1]), "r"(words.v[2]), "r"(words.v[3])
+                 : "memory");
+#endif
+}
+
 // Two floats rounded to T, in one register; the first is its lower half.
 template <typename T>
 __device__ __forceinline__ unsigned pack_pair(float low, float high) {

@@ -170,10 +170,7 @@ __device__ __forceinline__ void store_strided_rows(const float (&rC)[WARP_M / 16
         const int col = lane % CHUNKS * 8;
         const T* from = sC + row * COLS + swizzle<COLS>(row, col);
         T* to = matrix + (first + row) * stride + col;
-        // How the caller calculates `matrix` decides whether NVRTC 13 stores a pack at once.
-        if (first + row < rows)
-            store_pack(reinterpret_cast<unsigned*>(to),
-                       load_pack<4>(reinterpret_cast<const unsigned*>(from)));
+        if (first + row < rows) store_global_16(to, from);
     }
 }
 

@@ -39,11 +39,12 @@ def attention_merge_kernel(D, VEC):
             acc[k] = float32(0)
         for s in range(0, S, PARTS):
             for p in range(PARTS):  # all loads are under way before the first is used
-                lse_s[p] = -INF  # beyond the last part as of one that saw no key
-                if s + p < S:
-                    at = (s + p) * rows + row
-                    lse_s[p] = lse_parts[at]  # LANES threads read the same word: one access
-                    load_pack(o_parts, at * D + d, pack, p * VEC)
+                # beyond the last part the last again, as of one that saw no key: without a branch
+                # around a load, nobody waits for it before the next is under way
+                at = min(s + p, S - 1) * rows + row
+                load_pack(o_parts, at * D + d, pack, p * VEC)
+                # LANES threads read the same word: one access
+                lse_s[p] = lse_parts[at] if s + p < S else -INF
 
             m = m_i
             for p in range(PARTS):

@@ -21,19 +21,23 @@ def attention_merge_kernel(
     S, rows,
     D: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    offs_m = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # 64-bit: so is S * rows * D
-    offs_d, offs_p = tl.arange(0, D), tl.arange(0, PARTS)
+    row0 = tl.program_id(0).to(tl.int64) * ROWS  # 64-bit: so is S * rows * D
+    offs_m, offs_d = row0 + tl.arange(0, ROWS), tl.arange(0, D)
     in_rows = offs_m < rows
+    # a tile has two dimensions while it is loaded, so that a thread has all parts of its rows
+    offs_t = tl.arange(0, PARTS * ROWS)
+    offs_p, offs_r = offs_t // ROWS, row0 + offs_t % ROWS
 
     m_i = tl.full((ROWS,), LOWEST, tl.float32)
     l_i = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, D), tl.float32)
     for s in range(0, S, PARTS):
-        at = (s + offs_p).to(tl.int64)[:, None] * rows + offs_m[None, :]  # (PARTS, ROWS)
-        mask = (s + offs_p < S)[:, None] & in_rows[None, :]
+        at = (s + offs_p).to(tl.int64) * rows + offs_r
+        mask = (s + offs_p < S) & (offs_r < rows)
         # beyond the last part as of one that saw no key
         lse_s = tl.load(lse_parts_ptr + at, mask=mask, other=-float("inf"))
-        o_s = tl.load(o_parts_ptr + at[:, :, None] * D + offs_d, mask=mask[:, :, None], other=0.0)
+        o_s = tl.load(o_parts_ptr + at[:, None] * D + offs_d, mask=mask[:, None], other=0.0)
+        lse_s, o_s = lse_s.reshape(PARTS, ROWS), o_s.reshape(PARTS, ROWS, D)
 
         m = tl.maximum(m_i, tl.max(lse_s, axis=0))  # drops a NaN, which makes l_i and acc NaN
         m = tl.minimum(m, LARGEST)

@@ -60,10 +60,6 @@ __global__ void __launch_bounds__(THREADS)
 
         cp_async_wait<0>();
         __syncthreads();  // the values have arrived for all, and all have left the keys
-        if (tile + 1 < tiles)
-            load_strided_rows<BLOCK_N, D, THREADS>(sK, k, stride_kn, n0 + BLOCK_N, N);
-        cp_async_commit();
-
         if (tile >= whole) {
 #pragma unroll
             for (int i = 0; i < WARP_M / 16; ++i)
@@ -114,6 +110,10 @@ __global__ void __launch_bounds__(THREADS)
                     for (int e = 0; e < 4; ++e) rO[i][j][e] *= alpha[i][e / 2];
         unsigned rP[WARP_M / 16][BLOCK_N / 16][4];
         as_operand<T>(rP, rS);
+        // Not earlier, beside the scores: their registers are those of the addresses.
+        if (tile + 1 < tiles)
+            load_strided_rows<BLOCK_N, D, THREADS>(sK, k, stride_kn, n0 + BLOCK_N, N);
+        cp_async_commit();
         add_product<D>(rO, rP, sV);
     }
     cp_async_wait<0>();  // of a tile of queries that sees no key too

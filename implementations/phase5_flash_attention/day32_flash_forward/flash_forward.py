@@ -152,7 +152,7 @@ SPEC = KernelSpec(
     agreement=(Attention(rounded_scores=False), LogSumExp()),
     not_finite=lambda B, H, G, M, N, D, causal, heads_last=False: not_finite(B, H, M, N, D, causal),
     refused=REFUSED,
-    machine_code=("wide loads", "tensor cores"),
+    machine_code=("wide loads", "wide stores", "tensor cores"),
     baselines={
         "sdpa_flash": sdpa(SDPBackend.FLASH_ATTENTION),
         "sdpa_cudnn": sdpa(SDPBackend.CUDNN_ATTENTION),

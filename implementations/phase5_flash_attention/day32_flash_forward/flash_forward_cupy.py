@@ -8,7 +8,7 @@ from implementations.common.cuda_cpp import CudaSource
 from implementations.phase5_flash_attention.day32_flash_forward.flash_forward import check
 
 BLOCK_M = 128  # queries of a tile
-BLOCK_N = {64: 64, 128: 32}  # keys of a tile, by D: with more of them registers spill
+BLOCK_N = {64: 128, 128: 48}  # keys of a tile, by D: with more of them registers spill
 WARP_M = 32  # queries of a warp: a fragment of k and v serves two of q
 THREADS = BLOCK_M // WARP_M * 32
 

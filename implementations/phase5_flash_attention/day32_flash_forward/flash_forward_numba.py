@@ -24,7 +24,7 @@ from implementations.instructions.reduce import Max, Sum
 from implementations.phase5_flash_attention.day32_flash_forward.flash_forward import check
 
 BLOCK_M = 128  # queries of a tile
-BLOCK_N = {64: 64, 128: 32}  # keys of a tile, by D: with more of them registers spill
+BLOCK_N = {64: 128, 128: 64}  # keys of a tile, by D: with more of them registers spill
 WARP_M = 32  # queries of a warp: a fragment of k and v serves two of q
 THREADS = BLOCK_M // WARP_M * 32
 
@@ -103,10 +103,6 @@ def flash_forward_kernel(dtype, D, BLOCK_N):
 
             cp_async_wait_all()
             cuda.syncthreads()  # the values have arrived for all, and all have left the keys
-            if tile + 1 < tiles:
-                load_k(shared, sK, k, start_k, stride_kn, n0 + BLOCK_N, N)
-            cp_async_commit()
-
             if tile >= whole:
                 for i in range(FRAGMENTS_M):
                     for half in range(2):
@@ -143,6 +139,10 @@ def flash_forward_kernel(dtype, D, BLOCK_N):
                         for e in range(4):
                             rO[i, j, e] *= alpha[i, e // 2]
             round_weights(rP, rS)
+            # not earlier, beside the scores: their registers are those of the addresses
+            if tile + 1 < tiles:
+                load_k(shared, sK, k, start_k, stride_kn, n0 + BLOCK_N, N)
+            cp_async_commit()
             add_values(rO, rP, shared, sV)
         cp_async_wait_all()  # of a tile of queries that sees no key too
 

@@ -144,7 +144,7 @@ SPEC = KernelSpec(
     # does not see, in a tile, or it is not
     not_finite=lambda causal, **size: () if causal else ("v", "o", "do"),
     refused=REFUSED,
-    machine_code=("wide loads", "tensor cores"),
+    machine_code=("wide loads", "wide stores", "tensor cores"),
     baselines={"sdpa_flash": sdpa_flash, "sdpa_cudnn": sdpa_cudnn},
     random_baselines=("sdpa_flash", "sdpa_cudnn"),
     sources=(

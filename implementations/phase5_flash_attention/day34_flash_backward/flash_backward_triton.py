@@ -13,8 +13,8 @@ from implementations.phase5_flash_attention.day33_backward_theory.attention_delt
 from implementations.phase5_flash_attention.day34_flash_backward.flash_backward import check
 
 OWNED = 64  # keys, or queries, that a program owns; several share a multiprocessor
-WALKED = 64  # queries, or keys, of a step of its walk
-NUM_WARPS, NUM_STAGES = 4, 2
+WALKED = {64: 32, 128: 64}  # queries, or keys, of a step of its walk, by D
+NUM_WARPS, NUM_STAGES = 4, {64: 3, 128: 2}
 
 LOG2_E = tl.constexpr(1.44269504088896)
 
@@ -114,11 +114,11 @@ def flash_backward(q, k, v, o, lse, do, causal, sm_scale):
     delta = attention_delta(o, do)
     offset = N - M if causal else N  # query i sees the keys j <= i + offset
     inputs, sizes = (q, k, v, lse, delta, do), (H // max(1, H_kv), M, N, offset, sm_scale, D)
-    options = dict(num_warps=NUM_WARPS, num_stages=NUM_STAGES)
+    options = dict(num_warps=NUM_WARPS, num_stages=NUM_STAGES[D])
     if dk.numel() > 0:
-        grid, tiles = (B * H_kv * triton.cdiv(N, OWNED),), dict(BLOCK_M=WALKED, BLOCK_N=OWNED)
+        grid, tiles = (B * H_kv * triton.cdiv(N, OWNED),), dict(BLOCK_M=WALKED[D], BLOCK_N=OWNED)
         flash_backward_dk_dv_kernel[grid](*inputs, dk, dv, *sizes, **tiles, **options)
     if dq.numel() > 0:
-        grid, tiles = (B * H * triton.cdiv(M, OWNED),), dict(BLOCK_M=OWNED, BLOCK_N=WALKED)
+        grid, tiles = (B * H * triton.cdiv(M, OWNED),), dict(BLOCK_M=OWNED, BLOCK_N=WALKED[D])
         flash_backward_dq_kernel[grid](*inputs, dq, *sizes, **tiles, **options)
     return dq, dk, dv

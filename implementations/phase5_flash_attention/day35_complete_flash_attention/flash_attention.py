@@ -216,7 +216,7 @@ SPEC = KernelSpec(
         () if gradients else day_32.not_finite(B, H * G, M, N, D, causal)
     ),
     refused=day_32.REFUSED,
-    machine_code=("wide loads", "tensor cores"),
+    machine_code=("wide loads", "wide stores", "tensor cores"),
     baselines={
         "sdpa_flash": sdpa(SDPBackend.FLASH_ATTENTION),
         "sdpa_cudnn": sdpa(SDPBackend.CUDNN_ATTENTION),
