@@ -31,7 +31,7 @@ __device__ __forceinline__ void add_transposed(float (&rC)[WARP_M / 16][WARP_N /
     const int lane = opaque(threadIdx.x % 32), warp = threadIdx.x / 32;
     const int row_a = lane % 8 + lane / 16 * 8, col_a = warp % WARPS_M * WARP_M + lane / 8 % 2 * 8;
     const int row_b = lane % 16, col_b = warp / WARPS_M * WARP_N + lane / 16 * 8;
-    sA += opaque(row_a * BLOCK_M), sB += opaque(row_b * COLS);
+    sA += row_a * BLOCK_M, sB += row_b * COLS;
 #pragma unroll
     for (int k = 0; k < DEPTH; k += 16) {
         unsigned rA[WARP_M / 16][4];
@@ -95,8 +95,7 @@ __global__ void __launch_bounds__(THREADS)
 
     const float scale = sm_scale * LOG2_E;
     float rdK[WARP_N / 16][D / 8][4] = {}, rdV[WARP_N / 16][D / 8][4] = {};
-    int head_q = head * group, m0 = first;  // of the tile of queries
-    int* counter = turns;
+    int head_q = head * group, m0 = first, tile = 0;  // the head and its tile; of all tiles
     load_rows<BLOCK_N, D, THREADS>(sK, k, n0, N);
     load_rows<BLOCK_N, D, THREADS>(sV, v, n0, N);
     if (steps > 0) load(0, (long long)head_q * M, m0);
@@ -104,7 +103,7 @@ __global__ void __launch_bounds__(THREADS)
     for (int step = 0; step < steps; ++step) {
         cp_async_wait<0>();
         __syncthreads();  // the tiles have arrived for all, and all have left the other stage
-        if (step > 0 && threadIdx.x == 0) pass_turn(counter, turn + 1);  // all have added
+        if (step > 0 && threadIdx.x == 0) pass_turn(turns + tile, turn + 1);  // all have added
         int head_next = head_q, m_next = m0 + BLOCK_M;
         if (m_next >= M) m_next = first, ++head_next;
         if (step + 1 < steps) load((step + 1) % 2, (long long)head_next * M, m_next);
@@ -157,25 +156,23 @@ __global__ void __launch_bounds__(THREADS)
                     rdS[i][j][e] = rP[i][j][e] * (rdS[i][j][e] - of_queries.v[e % 2]);
         }
         as_operand<T>(operand, rdS);
+        const int row0 = opaque(warp * WARP_N + lane / 4), col0 = lane % 4 * 2;
 #pragma unroll
         for (int i = 0; i < WARP_N / 16; ++i)
 #pragma unroll
             for (int j = 0; j < BLOCK_M / 16; ++j)
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {  // eight rows of four lanes lie in different banks
-                    const int row = warp * WARP_N + i * 16 + e % 2 * 8 + lane / 4;
-                    const int col = j * 16 + e / 2 * 8 + lane % 4 * 2;
+                    const int row = row0 + i * 16 + e % 2 * 8, col = j * 16 + e / 2 * 8 + col0;
                     *reinterpret_cast<unsigned*>(sdS + row * BLOCK_M + swizzle<BLOCK_M>(row, col)) =
                         operand[i][j][e];
                 }
-        add_product<D>(rdK, operand, sQ);
 
-        const long long tile = (long long)head_q * tiles_m + m0 / BLOCK_M;
-        counter = turns + tile;
+        tile = head_q * tiles_m + m0 / BLOCK_M;
         // Not the thread that passes turns, whose fence takes as long.
-        if (threadIdx.x == THREADS - 1) wait_turn(counter, turn);
+        if (threadIdx.x == THREADS - 1) wait_turn(turns + tile, turn);
         __syncthreads();  // dS has been written, and it is the block's turn
-        float* sum = sums + tile * (BLOCK_M * D) + (warp * PACKS * 32 + lane) * 4;
+        float* sum = sums + (long long)tile * (BLOCK_M * D) + (warp * PACKS * 32 + lane) * 4;
         float rdQ[WARP_M / 16][WARP_D / 8][4] = {};
         if (turn > 0) {
 #pragma unroll
@@ -185,6 +182,7 @@ __global__ void __launch_bounds__(THREADS)
                 for (int e = 0; e < 4; ++e) rdQ[p / (WARP_D / 8)][p % (WARP_D / 8)][e] = pack.v[e];
             }
         }
+        add_product<D>(rdK, operand, sQ);
         add_transposed<BLOCK_N, BLOCK_M, D, WARP_M, WARP_D>(rdQ, sdS, sK);
         if (n0 + BLOCK_N < seen_keys(min(m0 + BLOCK_M, M) - 1, N, offset)) {
 #pragma unroll
@@ -211,7 +209,7 @@ __global__ void __launch_bounds__(THREADS)
     }
     cp_async_wait<0>();  // of keys that no query sees too
     __syncthreads();  // all copies have arrived: the gradients leave through the place of k and v
-    if (steps > 0 && threadIdx.x == 0) pass_turn(counter, turn + 1);
+    if (steps > 0 && threadIdx.x == 0) pass_turn(turns + tile, turn + 1);
 
 #pragma unroll
     for (auto& row : rdK)
@@ -219,6 +217,7 @@ __global__ void __launch_bounds__(THREADS)
         for (auto& c : row)
 #pragma unroll
             for (float& x : c) x *= sm_scale;
-    store_strided_rows<D, WARP_N>(rdK, sK, dk + (long long)head * N * D, D, n0, N);
-    store_strided_rows<D, WARP_N>(rdV, sV, dv + (long long)head * N * D, D, n0, N);
+    const long long at = (long long)opaque(head) * N * D;
+    store_strided_rows<D, WARP_N>(rdK, sK, dk + at, D, n0, N);
+    store_strided_rows<D, WARP_N>(rdV, sV, dv + at, D, n0, N);
 }
