@@ -117,7 +117,7 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
     ):  # fmt: skip
         shared = cuda.shared.array(0, int16)
         floats, pairs = cuda.shared.array(0, float32), cuda.shared.array(0, int32)  # the same
-        lane, warp = cuda.threadIdx.x % 32, cuda.threadIdx.x // 32
+        warp = cuda.threadIdx.x // 32
         tiles_m = int32((M + BLOCK_M - 1) // BLOCK_M)
         tiles_n = int32((N + BLOCK_N - 1) // BLOCK_N)
         # the first keys, which most queries see and which are added first, come first; blocks that
@@ -160,6 +160,8 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
                 row_next, stage = int64(head_next) * M, int32((step + 1) % 2)
                 load(shared, floats, stage, q, lse, delta, do, row_next, m_next, M)
             cp_async_commit()
+            # not kept from step to step, nor is what follows from it
+            lane = opaque(int32(cuda.threadIdx.x % 32))
             sQ = int32(STAGES + step % 2 * STAGE)
             sLse = int32(STATISTICS + step % 2 * 2 * BLOCK_M + lane % 4 * 2)
 
@@ -191,7 +193,7 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
                     for i in range(FRAGMENTS_N):
                         rdS[i, j, e] = rP[i, j, e] * (rdS[i, j, e] - of_query)
             round_weights(operand, rdS)
-            row0 = opaque(int32(warp * WARP_N + lane // 4))
+            row0 = warp * WARP_N + lane // 4
             for i in range(FRAGMENTS_N):
                 for j in range(FRAGMENTS_M // 2):
                     for e in range(4):  # eight rows of four lanes lie in different banks
@@ -204,7 +206,7 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
             if cuda.threadIdx.x == THREADS - 1:
                 wait_turn(global_address(turns, int64(tile)), turn)
             cuda.syncthreads()  # ds has been written, and it is the block's turn
-            sum = int64(tile) * (BLOCK_M * D) + opaque(int32((warp * PACKS * 32 + lane) * 4))
+            sum = int64(tile) * (BLOCK_M * D) + (warp * PACKS * 32 + lane) * 4
             for p in range(PACKS):
                 for e in range(4):
                     rPack[e] = float32(0)
@@ -221,15 +223,15 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
                     store_pack(sums, sum + p * 128, rPack, 0)
             else:  # no query of the tile sees a later key
                 row = int32(m0 + warp % WARPS_M * WARP_M + lane // 4)
-                to = (int64(head_q) * M + row) * D + warp // WARPS_M * WARP_D + lane % 4 * 2
+                col = warp // WARPS_M * WARP_D // 2 + lane % 4  # of words of two elements
+                to = (int64(head_q) * M + row) * (D // 2) + col
                 for i in range(WARP_M // 16):
                     for half in range(2):
                         if row + i * 16 + half * 8 < M:
                             for j in range(FRAGMENTS_D):
                                 low = rdQ[i, j, 2 * half] * sm_scale
                                 high = rdQ[i, j, 2 * half + 1] * sm_scale
-                                at = to + (i * 16 + half * 8) * D + j * 8
-                                dq[at // 2] = pack(low, high)
+                                dq[to + (i * 16 + half * 8) * (D // 2) + j * 4] = pack(low, high)
             head_q, m0 = head_next, m_next
         cp_async_wait_all()  # of keys that no query sees too
         cuda.syncthreads()  # all copies have arrived: the gradients leave through the place of k, v
