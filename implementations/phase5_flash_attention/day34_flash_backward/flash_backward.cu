@@ -5,8 +5,8 @@
 // waits for its turn at a tile of queries. The last of those that add to it writes the rows of dQ.
 //
 // The price: the workspace is read and written once for each tile of keys, which takes 8 bytes of
-// L2's traffic for each element of Q, and a turn costs a look at a counter and a fence in each
-// step.
+// L2's traffic for each element of Q, and in each step two threads of a block wait for L2, one for
+// the counter, one until what the block has added is there for all.
 //
 // T: the type of all tensors but lse and delta, 16 bits wide; dO, where it is an input, is `do`
 // elsewhere. D: elements of a row. BLOCK_M, BLOCK_N: queries and keys of a tile. WARP_N: keys of a
@@ -95,7 +95,8 @@ __global__ void __launch_bounds__(THREADS)
 
     const float scale = sm_scale * LOG2_E;
     float rdK[WARP_N / 16][D / 8][4] = {}, rdV[WARP_N / 16][D / 8][4] = {};
-    int head_q = head * group, m0 = first, tile = 0;  // the head and its tile; of all tiles
+    int head_q = head * group, m0 = first;  // of the tile of queries
+    int tile = 0;                           // which of all it is
     load_rows<BLOCK_N, D, THREADS>(sK, k, n0, N);
     load_rows<BLOCK_N, D, THREADS>(sV, v, n0, N);
     if (steps > 0) load(0, (long long)head_q * M, m0);
@@ -156,6 +157,7 @@ __global__ void __launch_bounds__(THREADS)
                     rdS[i][j][e] = rP[i][j][e] * (rdS[i][j][e] - of_queries.v[e % 2]);
         }
         as_operand<T>(operand, rdS);
+        // Calculated here, and not kept from step to step.
         const int row0 = opaque(warp * WARP_N + lane / 4), col0 = lane % 4 * 2;
 #pragma unroll
         for (int i = 0; i < WARP_N / 16; ++i)
@@ -182,7 +184,7 @@ __global__ void __launch_bounds__(THREADS)
                 for (int e = 0; e < 4; ++e) rdQ[p / (WARP_D / 8)][p % (WARP_D / 8)][e] = pack.v[e];
             }
         }
-        add_product<D>(rdK, operand, sQ);
+        add_product<D>(rdK, operand, sQ);  // while the sums are on their way
         add_transposed<BLOCK_N, BLOCK_M, D, WARP_M, WARP_D>(rdQ, sdS, sK);
         if (n0 + BLOCK_N < seen_keys(min(m0 + BLOCK_M, M) - 1, N, offset)) {
 #pragma unroll
@@ -217,7 +219,7 @@ __global__ void __launch_bounds__(THREADS)
         for (auto& c : row)
 #pragma unroll
             for (float& x : c) x *= sm_scale;
-    const long long at = (long long)opaque(head) * N * D;
+    const long long at = (long long)opaque(head) * N * D;  // not kept through the loop
     store_strided_rows<D, WARP_N>(rdK, sK, dk + at, D, n0, N);
     store_strided_rows<D, WARP_N>(rdV, sV, dv + at, D, n0, N);
 }

@@ -141,8 +141,8 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
             for j in range(D // 8):
                 for e in range(4):
                     rdK[i, j, e], rdV[i, j, e] = float32(0), float32(0)
-        head_q, m0 = int32(head * group), first  # the head and its tile
-        tile = int32(0)  # of all tiles
+        head_q, m0 = int32(head * group), first  # of the tile of queries
+        tile = int32(0)  # which of all it is
         load_keys(shared, sK, k, start, n0, N)
         load_keys(shared, sV, v, start, n0, N)
         if steps > 0:
@@ -214,7 +214,7 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
                     load_pack(sums, sum + p * 128, rPack, 0)  # a warp moves 512 bytes at once
                 for e in range(4):
                     rdQ[p // FRAGMENTS_D, p % FRAGMENTS_D, e] = rPack[e]
-            add(rdK, operand, shared, sQ)
+            add(rdK, operand, shared, sQ)  # while the sums are on their way
             add_dq(rdQ, shared, SDS, sK)
             if n0 + BLOCK_N < seen_keys(min(m0 + BLOCK_M, M) - 1, N, offset):
                 for p in range(PACKS):
