@@ -1,42 +1,85 @@
-// Two kernels. In the first a block owns BLOCK_N keys of a head, for dK and dV, and walks over the
-// queries that see them; in the second it owns BLOCK_M queries, for dQ, and walks over the keys
-// that they see. So each gradient is summed by one block, in an order that is always the same; the
-// price is that the weights and their gradients are made twice.
+// A block owns BLOCK_N keys of a head, for dK and dV, and walks over the queries that see them.
+// Each step makes the weights and their gradients once, for all three gradients: five products,
+// where kernels that own keys and then queries need seven. What a step gives to dQ is added to an
+// fp32 workspace, in the order of the key tiles, so that the sums are always the same: a block
+// waits for its turn at a tile of queries. The last of those that add to it writes the rows of dQ.
+//
+// The price: the workspace is read and written once for each tile of keys, which takes 8 bytes of
+// L2's traffic for each element of Q, and in each step two threads of a block wait for L2, one for
+// the counter, one until what the block has added is there for all.
 //
 // T: the type of all tensors but lse and delta, 16 bits wide; dO, where it is an input, is `do`
-// elsewhere. D: elements of a row. BLOCK_M, BLOCK_N: queries and keys of a tile. WARP_M, WARP_N:
-// queries or keys of a warp. THREADS: of a block.
+// elsewhere. D: elements of a row. BLOCK_M, BLOCK_N: queries and keys of a tile. WARP_N: keys of a
+// warp. THREADS: of a block.
 //
 // H: heads of k and v, each for `group` neighbouring ones of q. offset: query i of a head sees its
-// keys j <= i + offset.
+// keys j <= i + offset. sums, turns: for each tile of queries of each head of q BLOCK_M x D floats,
+// in the order of the registers, which need no value, and the number of key tiles that have been
+// added, from 0 on.
 #include "attention.cuh"
+#include "turnstile.cuh"
 
 constexpr float LOG2_E = 1.44269504088896f;
 
+// rC += A^T @ B of tiles in shared memory, with as many rows: of each warp its WARP_M x WARP_N
+// part, WARPS_M of them across A's BLOCK_M columns. B has COLS columns. A's fragments are
+// transposed on their way into the registers, as B's are.
+template <int DEPTH, int BLOCK_M, int COLS, int WARP_M, int WARP_N, typename T>
+__device__ __forceinline__ void add_transposed(float (&rC)[WARP_M / 16][WARP_N / 8][4], const T* sA,
+                                               const T* sB) {
+    constexpr int WARPS_M = BLOCK_M / WARP_M;
+    const int lane = opaque(threadIdx.x % 32), warp = threadIdx.x / 32;
+    const int row_a = lane % 8 + lane / 16 * 8, col_a = warp % WARPS_M * WARP_M + lane / 8 % 2 * 8;
+    const int row_b = lane % 16, col_b = warp / WARPS_M * WARP_N + lane / 16 * 8;
+    sA += row_a * BLOCK_M, sB += row_b * COLS;
+#pragma unroll
+    for (int k = 0; k < DEPTH; k += 16) {
+        unsigned rA[WARP_M / 16][4];
+#pragma unroll
+        for (int i = 0; i < WARP_M / 16; ++i)
+            ldmatrix_x4_trans(rA[i], sA + swizzle<BLOCK_M>(row_a, col_a + i * 16) + k * BLOCK_M);
+#pragma unroll
+        for (int j = 0; j < WARP_N / 8; j += 2) {
+            unsigned r[4];  // two fragments
+            ldmatrix_x4_trans(r, sB + swizzle<COLS>(row_b, col_b + j * 8) + k * COLS);
+            const unsigned rB[2][2] = {{r[0], r[1]}, {r[2], r[3]}};
+#pragma unroll
+            for (int i = 0; i < WARP_M / 16; ++i) {
+                mma_m16n8k16<T>(rC[i][j], rA[i], rB[0]);
+                mma_m16n8k16<T>(rC[i][j + 1], rA[i], rB[1]);
+            }
+        }
+    }
+}
+
 template <typename T, int D, int BLOCK_M, int BLOCK_N, int WARP_N, int THREADS>
 __global__ void __launch_bounds__(THREADS)
-    flash_backward_dk_dv_kernel(const T* __restrict__ q, const T* __restrict__ k,
-                                const T* __restrict__ v, const float* __restrict__ lse,
-                                const float* __restrict__ delta, const T* __restrict__ dO,
-                                T* __restrict__ dk, T* __restrict__ dv, int group, int M, int N,
-                                int offset, float sm_scale) {
+    flash_backward_kernel(const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
+                          const float* __restrict__ lse, const float* __restrict__ delta,
+                          const T* __restrict__ dO, T* __restrict__ dq, T* __restrict__ dk,
+                          T* __restrict__ dv, float* __restrict__ sums, int* __restrict__ turns,
+                          int group, int M, int N, int offset, float sm_scale) {
     constexpr int STAGE = 2 * BLOCK_M * D;  // a tile of q, then one of dO
+    // Of dQ a warp makes a part of 32 rows and WARP_D columns, in PACKS packs of a thread.
+    constexpr int WARP_M = 32, WARP_D = BLOCK_M * D / THREADS, PACKS = WARP_M / 16 * (WARP_D / 8);
     static_assert(THREADS >= BLOCK_M, "a thread copies what belongs to a query");
     extern __shared__ __align__(128) unsigned char bytes[];
     T *sK = reinterpret_cast<T*>(bytes), *sV = sK + BLOCK_N * D, *stages = sV + BLOCK_N * D;
-    float* statistics =
-        reinterpret_cast<float*>(stages + 2 * STAGE);  // of each stage lse and delta
+    T* sdS = stages + 2 * STAGE;  // transposed: BLOCK_N rows
+    float* statistics = reinterpret_cast<float*>(sdS + BLOCK_N * BLOCK_M);  // lse, delta of a stage
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int tiles_n = (N + BLOCK_N - 1) / BLOCK_N, head = blockIdx.x / tiles_n;
-    const int n0 = blockIdx.x % tiles_n * BLOCK_N;  // the first keys, which most queries see, first
+    const int tiles_m = (M + BLOCK_M - 1) / BLOCK_M, tiles_n = (N + BLOCK_N - 1) / BLOCK_N;
+    // The first keys, which most queries see and which are added first, come first; blocks that run
+    // at once belong to many heads, and few of them wait for each other.
+    const int heads = gridDim.x / tiles_n, head = blockIdx.x % heads, turn = blockIdx.x / heads;
+    const int n0 = turn * BLOCK_N;
     k += (long long)head * N * D;
     v += (long long)head * N * D;
 
     // Of each head of q the tiles from that on in which the first query sees the first key.
     const int first = max(n0 - offset, 0) / BLOCK_M * BLOCK_M;
-    const int tiles = max((M - first + BLOCK_M - 1) / BLOCK_M, 0), steps = group * tiles;
-    long long row0 = (long long)head * group * M;  // where the head of the tile begins
-    auto load = [&](int stage, int m0) {
+    const int steps = n0 - offset < M ? group * ((M - first + BLOCK_M - 1) / BLOCK_M) : 0;
+    auto load = [&](int stage, long long row0, int m0) {
         T *sQ = stages + stage * STAGE, *sdO = sQ + BLOCK_M * D;
         load_rows<BLOCK_M, D, THREADS>(sQ, q + row0 * D, m0, M);
         load_rows<BLOCK_M, D, THREADS>(sdO, dO + row0 * D, m0, M);
@@ -52,16 +95,19 @@ __global__ void __launch_bounds__(THREADS)
 
     const float scale = sm_scale * LOG2_E;
     float rdK[WARP_N / 16][D / 8][4] = {}, rdV[WARP_N / 16][D / 8][4] = {};
+    int head_q = head * group, m0 = first;  // of the tile of queries
+    int tile = 0;                           // which of all it is
     load_rows<BLOCK_N, D, THREADS>(sK, k, n0, N);
     load_rows<BLOCK_N, D, THREADS>(sV, v, n0, N);
-    if (steps > 0) load(0, first);
+    if (steps > 0) load(0, (long long)head_q * M, m0);
     cp_async_commit();
-    for (int step = 0, m0 = first; step < steps; ++step) {
+    for (int step = 0; step < steps; ++step) {
         cp_async_wait<0>();
         __syncthreads();  // the tiles have arrived for all, and all have left the other stage
-        int m_next = m0 + BLOCK_M;
-        if (m_next >= M) m_next = first, row0 += M;  // of the next head
-        if (step + 1 < steps) load((step + 1) % 2, m_next);
+        if (step > 0 && threadIdx.x == 0) pass_turn(turns + tile, turn + 1);  // all have added
+        int head_next = head_q, m_next = m0 + BLOCK_M;
+        if (m_next >= M) m_next = first, ++head_next;
+        if (step + 1 < steps) load((step + 1) % 2, (long long)head_next * M, m_next);
         cp_async_commit();
         const T *sQ = stages + step % 2 * STAGE, *sdO = sQ + BLOCK_M * D;
         const float* sLse = statistics + step % 2 * 2 * BLOCK_M + lane % 4 * 2;
@@ -78,15 +124,16 @@ __global__ void __launch_bounds__(THREADS)
                 for (int e = 0; e < 4; ++e)
                     rP[i][j][e] = exp2_approx(rP[i][j][e] * scale - of_queries.v[e % 2] * LOG2_E);
         }
-        if (n0 + BLOCK_N - 1 > m0 + offset) {  // not all queries see all keys
+        if (n0 + BLOCK_N > seen_keys(m0, N, offset)) {  // not all queries see all keys
             // Keys are rows of a fragment: a thread holds rows lane / 4 and lane / 4 + 8 of it.
             const int first_key = n0 + warp * WARP_N + lane / 4;
 #pragma unroll
             for (int i = 0; i < WARP_N / 16; ++i)
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
-                    // The column from which on queries see the key.
-                    const int seen = first_key + i * 16 + half * 8 - offset - m0 - lane % 4 * 2;
+                    // The column from which on queries see the key; none sees one beyond the last.
+                    const int key = first_key + i * 16 + half * 8;
+                    const int seen = key < N ? key - offset - m0 - lane % 4 * 2 : BLOCK_M;
 #pragma unroll
                     for (int j = 0; j < BLOCK_M / 8; ++j)
 #pragma unroll
@@ -110,11 +157,61 @@ __global__ void __launch_bounds__(THREADS)
                     rdS[i][j][e] = rP[i][j][e] * (rdS[i][j][e] - of_queries.v[e % 2]);
         }
         as_operand<T>(operand, rdS);
-        add_product<D>(rdK, operand, sQ);
-        m0 = m_next;
+        // Calculated here, and not kept from step to step.
+        const int row0 = opaque(warp * WARP_N + lane / 4), col0 = lane % 4 * 2;
+#pragma unroll
+        for (int i = 0; i < WARP_N / 16; ++i)
+#pragma unroll
+            for (int j = 0; j < BLOCK_M / 16; ++j)
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {  // eight rows of four lanes lie in different banks
+                    const int row = row0 + i * 16 + e % 2 * 8, col = j * 16 + e / 2 * 8 + col0;
+                    *reinterpret_cast<unsigned*>(sdS + row * BLOCK_M + swizzle<BLOCK_M>(row, col)) =
+                        operand[i][j][e];
+                }
+
+        tile = head_q * tiles_m + m0 / BLOCK_M;
+        // Not the thread that passes turns, whose fence takes as long.
+        if (threadIdx.x == THREADS - 1) wait_turn(turns + tile, turn);
+        __syncthreads();  // dS has been written, and it is the block's turn
+        float* sum = sums + (long long)tile * (BLOCK_M * D) + (warp * PACKS * 32 + lane) * 4;
+        float rdQ[WARP_M / 16][WARP_D / 8][4] = {};
+        if (turn > 0) {
+#pragma unroll
+            for (int p = 0; p < PACKS; ++p) {  // a warp moves 512 bytes that lie together
+                const Pack<float, 4> pack = load_pack<4>(sum + p * 128);
+#pragma unroll
+                for (int e = 0; e < 4; ++e) rdQ[p / (WARP_D / 8)][p % (WARP_D / 8)][e] = pack.v[e];
+            }
+        }
+        add_product<D>(rdK, operand, sQ);  // while the sums are on their way
+        add_transposed<BLOCK_N, BLOCK_M, D, WARP_M, WARP_D>(rdQ, sdS, sK);
+        if (n0 + BLOCK_N < seen_keys(min(m0 + BLOCK_M, M) - 1, N, offset)) {
+#pragma unroll
+            for (int p = 0; p < PACKS; ++p) {
+                const auto& c = rdQ[p / (WARP_D / 8)][p % (WARP_D / 8)];
+                store_pack(sum + p * 128, Pack<float, 4>{{c[0], c[1], c[2], c[3]}});
+            }
+        } else {  // no query of the tile sees a later key
+            const int row = m0 + warp % (BLOCK_M / WARP_M) * WARP_M + lane / 4;
+            const int col = warp / (BLOCK_M / WARP_M) * WARP_D + lane % 4 * 2;
+            T* to = dq + ((long long)head_q * M + row) * D + col;
+#pragma unroll
+            for (int i = 0; i < WARP_M / 16; ++i)
+#pragma unroll
+                for (int half = 0; half < 2; ++half)
+#pragma unroll
+                    for (int j = 0; j < WARP_D / 8; ++j)
+                        if (row + i * 16 + half * 8 < M)
+                            *reinterpret_cast<unsigned*>(to + (i * 16 + half * 8) * D + j * 8) =
+                                pack_pair<T>(rdQ[i][j][2 * half] * sm_scale,
+                                             rdQ[i][j][2 * half + 1] * sm_scale);
+        }
+        head_q = head_next, m0 = m_next;
     }
     cp_async_wait<0>();  // of keys that no query sees too
     __syncthreads();  // all copies have arrived: the gradients leave through the place of k and v
+    if (steps > 0 && threadIdx.x == 0) pass_turn(turns + tile, turn + 1);
 
 #pragma unroll
     for (auto& row : rdK)
@@ -122,98 +219,7 @@ __global__ void __launch_bounds__(THREADS)
         for (auto& c : row)
 #pragma unroll
             for (float& x : c) x *= sm_scale;
-    store_strided_rows<D, WARP_N>(rdK, sK, dk + (long long)head * N * D, D, n0, N);
-    store_strided_rows<D, WARP_N>(rdV, sV, dv + (long long)head * N * D, D, n0, N);
-}
-
-template <typename T, int D, int BLOCK_M, int BLOCK_N, int WARP_M, int THREADS>
-__global__ void __launch_bounds__(THREADS)
-    flash_backward_dq_kernel(const T* __restrict__ q, const T* __restrict__ k,
-                             const T* __restrict__ v, const float* __restrict__ lse,
-                             const float* __restrict__ delta, const T* __restrict__ dO,
-                             T* __restrict__ dq, int group, int M, int N, int offset,
-                             float sm_scale) {
-    constexpr int STAGE = 2 * BLOCK_N * D;  // a tile of k, then one of v
-    extern __shared__ __align__(128) unsigned char bytes[];
-    T *sQ = reinterpret_cast<T*>(bytes), *sdO = sQ + BLOCK_M * D, *stages = sdO + BLOCK_M * D;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int tiles_m = (M + BLOCK_M - 1) / BLOCK_M, head = blockIdx.x / tiles_m;
-    // The last tiles, which see the most keys, come first.
-    const int m0 = (tiles_m - 1 - blockIdx.x % tiles_m) * BLOCK_M;
-    const long long row0 = (long long)head * M;
-    k += (long long)(head / group) * N * D;
-    v += (long long)(head / group) * N * D;
-
-    // All queries of the tile see the keys of the first `whole` tiles, some those of `tiles`.
-    const int whole = seen_keys(m0, N, offset) / BLOCK_N;
-    const int tiles = (seen_keys(min(m0 + BLOCK_M, M) - 1, N, offset) + BLOCK_N - 1) / BLOCK_N;
-    auto load = [&](int tile) {
-        T* sK = stages + tile % 2 * STAGE;
-        load_rows<BLOCK_N, D, THREADS>(sK, k, tile * BLOCK_N, N);
-        load_rows<BLOCK_N, D, THREADS>(sK + BLOCK_N * D, v, tile * BLOCK_N, N);
-    };
-
-    // Queries are rows of all fragments: of these a thread holds rows lane / 4 and lane / 4 + 8.
-    const int first_row = m0 + warp * WARP_M + lane / 4;
-    const float scale = sm_scale * LOG2_E;
-    float rdQ[WARP_M / 16][D / 8][4] = {}, of_lse[WARP_M / 16][2], of_delta[WARP_M / 16][2];
-    load_rows<BLOCK_M, D, THREADS>(sQ, q + row0 * D, m0, M);
-    load_rows<BLOCK_M, D, THREADS>(sdO, dO + row0 * D, m0, M);
-    if (tiles > 0) load(0);
-    cp_async_commit();
-#pragma unroll
-    for (int i = 0; i < WARP_M / 16; ++i)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int row = min(first_row + i * 16 + half * 8, M - 1);
-            of_lse[i][half] = lse[row0 + row] * LOG2_E, of_delta[i][half] = delta[row0 + row];
-        }
-    for (int tile = 0; tile < tiles; ++tile) {
-        const int n0 = tile * BLOCK_N;
-        cp_async_wait<0>();
-        __syncthreads();  // the tiles have arrived for all, and all have left the other stage
-        if (tile + 1 < tiles) load(tile + 1);
-        cp_async_commit();
-        const T *sK = stages + tile % 2 * STAGE, *sV = sK + BLOCK_N * D;
-
-        float rP[WARP_M / 16][BLOCK_N / 8][4], rdS[WARP_M / 16][BLOCK_N / 8][4];
-        multiply_rows<BLOCK_M, D, WARP_M, BLOCK_N>(rP, sQ, sK);    // scores
-        multiply_rows<BLOCK_M, D, WARP_M, BLOCK_N>(rdS, sdO, sV);  // dP
-#pragma unroll
-        for (int i = 0; i < WARP_M / 16; ++i)
-#pragma unroll
-            for (int j = 0; j < BLOCK_N / 8; ++j)
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    const float p = exp2_approx(rP[i][j][e] * scale - of_lse[i][e / 2]);
-                    rdS[i][j][e] = p * (rdS[i][j][e] - of_delta[i][e / 2]);
-                }
-        if (tile >= whole) {
-#pragma unroll
-            for (int i = 0; i < WARP_M / 16; ++i)
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const int row = first_row + i * 16 + half * 8;
-                    const int left = seen_keys(row, N, offset) - n0 - lane % 4 * 2;
-#pragma unroll
-                    for (int j = 0; j < BLOCK_N / 8; ++j)
-#pragma unroll
-                        for (int e = 0; e < 2; ++e)
-                            if (j * 8 + e >= left) rdS[i][j][2 * half + e] = 0.f;
-                }
-        }
-        unsigned operand[WARP_M / 16][BLOCK_N / 16][4];
-        as_operand<T>(operand, rdS);
-        add_product<D>(rdQ, operand, sK);
-    }
-    cp_async_wait<0>();  // of queries that see no key too
-    __syncthreads();     // all copies have arrived: the gradient leaves through the place of q
-
-#pragma unroll
-    for (auto& row : rdQ)
-#pragma unroll
-        for (auto& c : row)
-#pragma unroll
-            for (float& x : c) x *= sm_scale;
-    store_strided_rows<D, WARP_M>(rdQ, sQ, dq + row0 * D, D, m0, M);
+    const long long at = (long long)opaque(head) * N * D;  // not kept through the loop
+    store_strided_rows<D, WARP_N>(rdK, sK, dk + at, D, n0, N);
+    store_strided_rows<D, WARP_N>(rdV, sV, dv + at, D, n0, N);
 }

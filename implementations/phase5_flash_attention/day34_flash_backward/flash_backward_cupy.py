@@ -1,4 +1,4 @@
-"""A block owns some keys of a head, for dk and dv, and then, in a second launch, some queries."""
+"""A block owns some keys of a head, and adds to dq when its turn at the queries comes."""
 
 from pathlib import Path
 
@@ -10,8 +10,7 @@ from implementations.phase5_flash_attention.day33_backward_theory.attention_delt
 )
 from implementations.phase5_flash_attention.day34_flash_backward.flash_backward import check
 
-# Keys, or queries, that a block owns, those of a step of its walk, and those of a warp, by D.
-TILES = {64: (128, 32, 32), 128: (64, 64, 16)}
+TILES = {64: (128, 32, 32), 128: (64, 64, 16)}  # keys of a block, queries of a step, keys of a warp
 
 SOURCE = CudaSource(Path(__file__).with_name("flash_backward.cu"))
 
@@ -20,21 +19,25 @@ def flash_backward(q, k, v, o, lse, do, causal, sm_scale):
     sm_scale = check(q, k, v, o, lse, do, causal, sm_scale)
     (B, H, M, D), (_, H_kv, N, _) = q.shape, k.shape
     dq, dk, dv = map(torch.empty_like, (q, k, v))
+    if N == 0 or causal and M > N:  # nothing is added to queries that see no key
+        dq.zero_()
+    if dk.numel() == 0:
+        return dq, dk, dv
     delta = attention_delta(o, do)
     offset = N - M if causal else N  # query i sees the keys j <= i + offset
 
-    OWNED, WALKED, WARP = TILES[D]
-    THREADS = OWNED // WARP * 32
-    # two tiles of what is owned; of what is walked two stages of two tiles, and of lse and delta
-    shared_bytes = 4 * D * (OWNED + 2 * WALKED) + 16 * WALKED
-    template = dict(T=q.dtype, D=D, THREADS=THREADS, shared_bytes=shared_bytes)
-    inputs, sizes = (q, k, v, lse, delta, do), (H // max(1, H_kv), M, N, offset, sm_scale)
-    if dk.numel() > 0:
-        grid, tiles = (B * H_kv * -(-N // OWNED),), dict(BLOCK_N=OWNED, BLOCK_M=WALKED, WARP_N=WARP)
-        name = "flash_backward_dk_dv_kernel"
-        SOURCE.launch(name, grid, (THREADS,), *inputs, dk, dv, *sizes, **tiles, **template)
-    if dq.numel() > 0:
-        grid, tiles = (B * H * -(-M // OWNED),), dict(BLOCK_M=OWNED, BLOCK_N=WALKED, WARP_M=WARP)
-        name = "flash_backward_dq_kernel"
-        SOURCE.launch(name, grid, (THREADS,), *inputs, dq, *sizes, **tiles, **template)
+    BLOCK_N, BLOCK_M, WARP_N = TILES[D]
+    THREADS = BLOCK_N // WARP_N * 32
+    # tiles of k and v, two stages of q and do and of lse and delta, a tile of ds
+    shared_bytes = 4 * D * (BLOCK_N + 2 * BLOCK_M) + 16 * BLOCK_M + 2 * BLOCK_N * BLOCK_M
+    tiles = B * H * -(-M // BLOCK_M)
+    sums = lse.new_empty(tiles * BLOCK_M * D if N > BLOCK_N else 0)
+    turns = lse.new_zeros(tiles, dtype=torch.int32)
+    grid, tensors = (B * H_kv * -(-N // BLOCK_N),), (q, k, v, lse, delta, do, dq, dk, dv)
+    template = dict(T=q.dtype, D=D, BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, WARP_N=WARP_N)
+    SOURCE.launch(
+        *("flash_backward_kernel", grid, (THREADS,), *tensors, sums, turns),
+        *(H // H_kv, M, N, offset, sm_scale),
+        **(template | dict(THREADS=THREADS, shared_bytes=shared_bytes)),
+    )
     return dq, dk, dv

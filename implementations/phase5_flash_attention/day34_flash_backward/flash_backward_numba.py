@@ -1,13 +1,20 @@
-"""A block owns some keys of a head, for dk and dv, and then, in a second launch, some queries."""
+"""A block owns some keys of a head, and adds to dq when its turn at the queries comes."""
 
 from functools import cache
 
 import numpy as np
 import torch
-from numba import cuda, float32, int16, int32, int64
+from numba import cuda, float32, int16, int32, int64, uint32
 
 from implementations.common.numba_cuda import launch, words
-from implementations.instructions.access import global_address, shared_address
+from implementations.instructions.access import (
+    global_address,
+    load_pack,
+    pack_bf16,
+    pack_f16,
+    shared_address,
+    store_pack,
+)
 from implementations.instructions.async_copy import cp_async_4, cp_async_commit, cp_async_wait
 from implementations.instructions.attention import (
     add_product,
@@ -15,32 +22,77 @@ from implementations.instructions.attention import (
     exp2_approx,
     load_rows,
     multiply_rows,
+    opaque,
     seen_keys,
     store_strided_rows,
 )
+from implementations.instructions.mma import ldmatrix_x4_trans, mma_m16n8k16
+from implementations.instructions.tile_product import swizzle
+from implementations.instructions.turnstile import pass_turn, wait_turn
 from implementations.phase5_flash_attention.day33_backward_theory.attention_delta_numba import (
     attention_delta,
 )
 from implementations.phase5_flash_attention.day34_flash_backward.flash_backward import check
 
-# Keys, or queries, that a block owns, those of a step of its walk, and those of a warp, by D.
-TILES = {64: (128, 32, 32), 128: (64, 64, 16)}
+TILES = {64: (128, 32, 32), 128: (64, 64, 16)}  # keys of a block, queries of a step, keys of a warp
 
 LOG2_E = float32(1.44269504088896)
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
-def flash_backward_dk_dv_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
+def add_transposed(dtype, DEPTH, BLOCK_M, COLS, WARP_M, WARP_N):
+    """`add(rC, shared, sA, sB)`: rC += A^T @ B of tiles of DEPTH rows that stand in shared memory
+    from words sA and sB on: of each warp its WARP_M x WARP_N part, WARPS_M of them across A's
+    BLOCK_M columns. B has COLS columns. A's fragments are transposed on their way into the
+    registers, as B's are."""
+    FRAGMENTS_M, FRAGMENTS_N, WARPS_M = WARP_M // 16, WARP_N // 8, BLOCK_M // WARP_M
+    mma, swizzle_a, swizzle_b = mma_m16n8k16(dtype), swizzle(BLOCK_M), swizzle(COLS)
+
+    @cuda.jit(device=True)
+    def add(rC, shared, sA, sB):
+        lane, warp = opaque(int32(cuda.threadIdx.x % 32)), cuda.threadIdx.x // 32
+        row_a, col_a = lane % 8 + lane // 16 * 8, warp % WARPS_M * WARP_M + lane // 8 % 2 * 8
+        row_b, col_b = lane % 16, warp // WARPS_M * WARP_N + lane // 16 * 8
+        rA = cuda.local.array((FRAGMENTS_M, 4), int32)
+        for k in range(0, DEPTH, 16):
+            from_a, from_b = sA + (k + row_a) * BLOCK_M, sB + (k + row_b) * COLS
+            for i in range(FRAGMENTS_M):
+                at = from_a + swizzle_a(row_a, col_a + i * 16)
+                r = ldmatrix_x4_trans(shared_address(shared, at))
+                rA[i, 0], rA[i, 1], rA[i, 2], rA[i, 3] = r
+            for j in range(0, FRAGMENTS_N, 2):
+                at = from_b + swizzle_b(row_b, col_b + j * 8)
+                r = ldmatrix_x4_trans(shared_address(shared, at))  # two fragments
+                for i in range(FRAGMENTS_M):
+                    a = (rA[i, 0], rA[i, 1], rA[i, 2], rA[i, 3])
+                    c = mma(a, (r[0], r[1]), (rC[i, j, 0], rC[i, j, 1], rC[i, j, 2], rC[i, j, 3]))
+                    rC[i, j, 0], rC[i, j, 1], rC[i, j, 2], rC[i, j, 3] = c
+                    n = j + 1
+                    c = mma(a, (r[2], r[3]), (rC[i, n, 0], rC[i, n, 1], rC[i, n, 2], rC[i, n, 3]))
+                    rC[i, n, 0], rC[i, n, 1], rC[i, n, 2], rC[i, n, 3] = c
+
+    return add
+
+
+@cache
+def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
     FRAGMENTS_N, FRAGMENTS_M = WARP_N // 16, BLOCK_M // 8  # of a warp, down and across
     S, OPERAND = (FRAGMENTS_N, FRAGMENTS_M, 4), (FRAGMENTS_N, FRAGMENTS_M // 2, 4)
     GRADIENT = (FRAGMENTS_N, D // 8, 4)
     STAGE = 2 * BLOCK_M * D  # words of a tile of q, then of one of do
     sK, sV, STAGES = 0, BLOCK_N * D, 2 * BLOCK_N * D
-    STATISTICS = (STAGES + 2 * STAGE) // 2  # in floats; of each stage lse and delta
+    SDS = STAGES + 2 * STAGE  # transposed: BLOCK_N rows
+    STATISTICS = (SDS + BLOCK_N * BLOCK_M) // 2  # in floats; of each stage lse and delta
+    # of dq a warp makes a part of 32 rows and WARP_D columns, in PACKS packs of a thread
+    WARP_M, WARP_D = 32, BLOCK_M * D // THREADS
+    WARPS_M, FRAGMENTS_D = BLOCK_M // WARP_M, WARP_D // 8
+    PART, PACKS = (WARP_M // 16, FRAGMENTS_D, 4), WARP_M // 16 * FRAGMENTS_D
     load_keys, load_queries = load_rows(BLOCK_N, D, THREADS), load_rows(BLOCK_M, D, THREADS)
     multiply = multiply_rows(dtype, BLOCK_N, D, WARP_N, BLOCK_M)
     round_weights = as_operand(dtype, FRAGMENTS_N, FRAGMENTS_M)
     add = add_product(dtype, FRAGMENTS_N, BLOCK_M, D)
+    add_dq = add_transposed(dtype, BLOCK_N, BLOCK_M, D, WARP_M, WARP_D)
+    swizzle_ds, pack = swizzle(BLOCK_M), pack_f16 if dtype == torch.float16 else pack_bf16
     store, cp_async_wait_all = store_strided_rows(dtype, D, WARP_N), cp_async_wait(0)
 
     assert THREADS >= BLOCK_M, "a thread copies what belongs to a query"
@@ -60,43 +112,56 @@ def flash_backward_dk_dv_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
             cp_async_4(to_delta, global_address(delta, at), bytes)
 
     @cuda.jit(launch_bounds=THREADS)
-    def kernel(q, k, v, lse, delta, do, dk, dv, group, M, N, offset, sm_scale):
+    def kernel(
+        q, k, v, lse, delta, do, dq, dk, dv, sums, turns, group, M, N, offset, sm_scale
+    ):  # fmt: skip
         shared = cuda.shared.array(0, int16)
-        floats = cuda.shared.array(0, float32)  # the same memory
-        lane, warp = cuda.threadIdx.x % 32, cuda.threadIdx.x // 32
+        floats, pairs = cuda.shared.array(0, float32), cuda.shared.array(0, int32)  # the same
+        warp = cuda.threadIdx.x // 32
+        tiles_m = int32((M + BLOCK_M - 1) // BLOCK_M)
         tiles_n = int32((N + BLOCK_N - 1) // BLOCK_N)
-        head = int32(cuda.blockIdx.x // tiles_n)
-        n0 = int32(cuda.blockIdx.x % tiles_n * BLOCK_N)  # the first, which most queries see, first
+        # the first keys, which most queries see and which are added first, come first; blocks that
+        # run at once belong to many heads, and few of them wait for each other
+        heads = int32(cuda.gridDim.x // tiles_n)
+        head, turn = int32(cuda.blockIdx.x % heads), int32(cuda.blockIdx.x // heads)
+        n0 = int32(turn * BLOCK_N)
         start = int64(head) * N * D
 
         # of each head of q the tiles from that on in which the first query sees the first key
         first = int32(max(n0 - offset, int32(0)) // BLOCK_M * BLOCK_M)
-        steps = int32(group * max((M - first + BLOCK_M - 1) // BLOCK_M, 0))
-        row0 = int64(head * group) * M  # where the head of the tile begins
+        tiles = int32((M - first + BLOCK_M - 1) // BLOCK_M)
+        steps = int32(group * tiles) if n0 - offset < M else int32(0)
 
         scale = sm_scale * LOG2_E
         rP, rdS = cuda.local.array(S, float32), cuda.local.array(S, float32)
         operand = cuda.local.array(OPERAND, int32)
         rdK, rdV = cuda.local.array(GRADIENT, float32), cuda.local.array(GRADIENT, float32)
+        rdQ, rPack = cuda.local.array(PART, float32), cuda.local.array(4, float32)
         for i in range(FRAGMENTS_N):
             for j in range(D // 8):
                 for e in range(4):
                     rdK[i, j, e], rdV[i, j, e] = float32(0), float32(0)
+        head_q, m0 = int32(head * group), first  # of the tile of queries
+        tile = int32(0)  # which of all it is
         load_keys(shared, sK, k, start, n0, N)
         load_keys(shared, sV, v, start, n0, N)
         if steps > 0:
-            load(shared, floats, int32(0), q, lse, delta, do, row0, first, M)
+            load(shared, floats, int32(0), q, lse, delta, do, int64(head_q) * M, m0, M)
         cp_async_commit()
-        m_next = first
         for step in range(steps):
             cp_async_wait_all()
             cuda.syncthreads()  # the tiles have arrived for all, and all have left the other stage
-            m0, m_next = m_next, int32(m_next + BLOCK_M)
+            if step > 0 and cuda.threadIdx.x == 0:
+                pass_turn(global_address(turns, int64(tile)), turn + int32(1))  # all have added
+            head_next, m_next = head_q, int32(m0 + BLOCK_M)
             if m_next >= M:
-                m_next, row0 = first, row0 + M  # of the next head
+                head_next, m_next = int32(head_q + 1), first
             if step + 1 < steps:
-                load(shared, floats, int32((step + 1) % 2), q, lse, delta, do, row0, m_next, M)
+                row_next, stage = int64(head_next) * M, int32((step + 1) % 2)
+                load(shared, floats, stage, q, lse, delta, do, row_next, m_next, M)
             cp_async_commit()
+            # not kept from step to step, nor is what follows from it
+            lane = opaque(int32(cuda.threadIdx.x % 32))
             sQ = int32(STAGES + step % 2 * STAGE)
             sLse = int32(STATISTICS + step % 2 * 2 * BLOCK_M + lane % 4 * 2)
 
@@ -106,14 +171,14 @@ def flash_backward_dk_dv_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
                     lse2 = floats[sLse + j * 8 + e % 2] * LOG2_E
                     for i in range(FRAGMENTS_N):
                         rP[i, j, e] = exp2_approx(rP[i, j, e] * scale - lse2)
-            if n0 + BLOCK_N - 1 > m0 + offset:  # not all queries see all keys
+            if n0 + BLOCK_N > seen_keys(m0, N, offset):  # not all queries see all keys
                 # keys are rows of a fragment: a thread holds rows lane // 4 and lane // 4 + 8 of it
                 first_key = int32(n0 + warp * WARP_N + lane // 4)
                 for i in range(FRAGMENTS_N):
                     for half in range(2):
-                        # the column from which on queries see the key
-                        key = first_key + i * 16 + half * 8
-                        seen = int32(key - offset - m0 - lane % 4 * 2)
+                        # the column from which on queries see the key; none one beyond the last
+                        key = int32(first_key + i * 16 + half * 8)
+                        seen = int32(key - offset - m0 - lane % 4 * 2 if key < N else BLOCK_M)
                         for j in range(FRAGMENTS_M):
                             for e in range(2):
                                 if j * 8 + e < seen:
@@ -128,9 +193,50 @@ def flash_backward_dk_dv_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
                     for i in range(FRAGMENTS_N):
                         rdS[i, j, e] = rP[i, j, e] * (rdS[i, j, e] - of_query)
             round_weights(operand, rdS)
-            add(rdK, operand, shared, sQ)
+            row0 = warp * WARP_N + lane // 4
+            for i in range(FRAGMENTS_N):
+                for j in range(FRAGMENTS_M // 2):
+                    for e in range(4):  # eight rows of four lanes lie in different banks
+                        row, col = row0 + i * 16 + e % 2 * 8, j * 16 + e // 2 * 8 + lane % 4 * 2
+                        at = uint32(SDS + row * BLOCK_M + swizzle_ds(row, col))
+                        pairs[at // uint32(2)] = operand[i, j, e]
+
+            tile = int32(head_q * tiles_m + m0 // BLOCK_M)
+            # not the thread that passes turns, whose fence takes as long
+            if cuda.threadIdx.x == THREADS - 1:
+                wait_turn(global_address(turns, int64(tile)), turn)
+            cuda.syncthreads()  # ds has been written, and it is the block's turn
+            sum = int64(tile) * (BLOCK_M * D) + (warp * PACKS * 32 + lane) * 4
+            for p in range(PACKS):
+                for e in range(4):
+                    rPack[e] = float32(0)
+                if turn > 0:
+                    load_pack(sums, sum + p * 128, rPack, 0)  # a warp moves 512 bytes at once
+                for e in range(4):
+                    rdQ[p // FRAGMENTS_D, p % FRAGMENTS_D, e] = rPack[e]
+            add(rdK, operand, shared, sQ)  # while the sums are on their way
+            add_dq(rdQ, shared, SDS, sK)
+            if n0 + BLOCK_N < seen_keys(min(m0 + BLOCK_M, M) - 1, N, offset):
+                for p in range(PACKS):
+                    for e in range(4):
+                        rPack[e] = rdQ[p // FRAGMENTS_D, p % FRAGMENTS_D, e]
+                    store_pack(sums, sum + p * 128, rPack, 0)
+            else:  # no query of the tile sees a later key
+                row = int32(m0 + warp % WARPS_M * WARP_M + lane // 4)
+                col = warp // WARPS_M * WARP_D // 2 + lane % 4  # of words of two elements
+                to = (int64(head_q) * M + row) * (D // 2) + col
+                for i in range(WARP_M // 16):
+                    for half in range(2):
+                        if row + i * 16 + half * 8 < M:
+                            for j in range(FRAGMENTS_D):
+                                low = rdQ[i, j, 2 * half] * sm_scale
+                                high = rdQ[i, j, 2 * half + 1] * sm_scale
+                                dq[to + (i * 16 + half * 8) * (D // 2) + j * 4] = pack(low, high)
+            head_q, m0 = head_next, m_next
         cp_async_wait_all()  # of keys that no query sees too
         cuda.syncthreads()  # all copies have arrived: the gradients leave through the place of k, v
+        if steps > 0 and cuda.threadIdx.x == 0:
+            pass_turn(global_address(turns, int64(tile)), turn + int32(1))
 
         for i in range(FRAGMENTS_N):
             for j in range(D // 8):
@@ -142,118 +248,31 @@ def flash_backward_dk_dv_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
     return kernel
 
 
-@cache
-def flash_backward_dq_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_M, THREADS):
-    FRAGMENTS_M, FRAGMENTS_N = WARP_M // 16, BLOCK_N // 8  # of a warp, down and across
-    S, OPERAND = (FRAGMENTS_M, FRAGMENTS_N, 4), (FRAGMENTS_M, FRAGMENTS_N // 2, 4)
-    GRADIENT = (FRAGMENTS_M, D // 8, 4)
-    STAGE = 2 * BLOCK_N * D  # words of a tile of k, then of one of v
-    sQ, sdO, STAGES = 0, BLOCK_M * D, 2 * BLOCK_M * D
-    load_queries, load_keys = load_rows(BLOCK_M, D, THREADS), load_rows(BLOCK_N, D, THREADS)
-    multiply = multiply_rows(dtype, BLOCK_M, D, WARP_M, BLOCK_N)
-    round_weights = as_operand(dtype, FRAGMENTS_M, FRAGMENTS_N)
-    add = add_product(dtype, FRAGMENTS_M, BLOCK_N, D)
-    store, cp_async_wait_all = store_strided_rows(dtype, D, WARP_M), cp_async_wait(0)
-
-    @cuda.jit(device=True)
-    def load(shared, stage, k, v, start, n0, N):
-        load_keys(shared, STAGES + stage * STAGE, k, start, n0, N)
-        load_keys(shared, STAGES + stage * STAGE + BLOCK_N * D, v, start, n0, N)
-
-    @cuda.jit(launch_bounds=THREADS)
-    def kernel(q, k, v, lse, delta, do, dq, group, M, N, offset, sm_scale):
-        shared = cuda.shared.array(0, int16)
-        lane, warp = cuda.threadIdx.x % 32, cuda.threadIdx.x // 32
-        tiles_m = int32((M + BLOCK_M - 1) // BLOCK_M)
-        head = int32(cuda.blockIdx.x // tiles_m)
-        # the last tiles, which see the most keys, come first
-        m0 = int32((tiles_m - 1 - cuda.blockIdx.x % tiles_m) * BLOCK_M)
-        row0, start = int64(head) * M, int64(head // group) * N * D
-
-        # all queries of the tile see the keys of the first `whole` tiles, some those of `tiles`
-        whole = int32(seen_keys(m0, N, offset) // BLOCK_N)
-        last_row = min(m0 + BLOCK_M, M) - 1
-        tiles = int32((seen_keys(last_row, N, offset) + BLOCK_N - 1) // BLOCK_N)
-
-        # queries are rows of all fragments: a thread holds rows lane // 4 and lane // 4 + 8 of one
-        first_row = int32(m0 + warp * WARP_M + lane // 4)
-        scale = sm_scale * LOG2_E
-        rP, rdS = cuda.local.array(S, float32), cuda.local.array(S, float32)
-        operand = cuda.local.array(OPERAND, int32)
-        rdQ = cuda.local.array(GRADIENT, float32)
-        of_lse = cuda.local.array((FRAGMENTS_M, 2), float32)
-        of_delta = cuda.local.array((FRAGMENTS_M, 2), float32)
-        load_queries(shared, sQ, q, row0 * D, m0, M)
-        load_queries(shared, sdO, do, row0 * D, m0, M)
-        if tiles > 0:
-            load(shared, int32(0), k, v, start, int32(0), N)
-        cp_async_commit()
-        for i in range(FRAGMENTS_M):
-            for half in range(2):
-                row = row0 + min(int32(first_row + i * 16 + half * 8), int32(M - 1))
-                of_lse[i, half], of_delta[i, half] = lse[row] * LOG2_E, delta[row]
-            for j in range(D // 8):
-                for e in range(4):
-                    rdQ[i, j, e] = float32(0)
-        for tile in range(tiles):
-            n0 = int32(tile * BLOCK_N)
-            cp_async_wait_all()
-            cuda.syncthreads()  # the tiles have arrived for all, and all have left the other stage
-            if tile + 1 < tiles:
-                load(shared, int32((tile + 1) % 2), k, v, start, n0 + BLOCK_N, N)
-            cp_async_commit()
-            sK = int32(STAGES + tile % 2 * STAGE)
-
-            multiply(rP, shared, sQ, sK)  # scores
-            multiply(rdS, shared, sdO, sK + BLOCK_N * D)  # dP
-            for i in range(FRAGMENTS_M):
-                for j in range(FRAGMENTS_N):
-                    for e in range(4):
-                        p = exp2_approx(rP[i, j, e] * scale - of_lse[i, e // 2])
-                        rdS[i, j, e] = p * (rdS[i, j, e] - of_delta[i, e // 2])
-            if tile >= whole:
-                for i in range(FRAGMENTS_M):
-                    for half in range(2):
-                        row = int32(first_row + i * 16 + half * 8)
-                        left = int32(seen_keys(row, N, offset) - n0 - lane % 4 * 2)
-                        for j in range(FRAGMENTS_N):
-                            for e in range(2):
-                                if j * 8 + e >= left:
-                                    rdS[i, j, 2 * half + e] = float32(0)
-            round_weights(operand, rdS)
-            add(rdQ, operand, shared, sK)
-        cp_async_wait_all()  # of queries that see no key too
-        cuda.syncthreads()  # all copies have arrived: the gradient leaves through the place of q
-
-        for i in range(FRAGMENTS_M):
-            for j in range(D // 8):
-                for e in range(4):
-                    rdQ[i, j, e] *= sm_scale
-        store(rdQ, shared, sQ, dq, row0 * D, int64(D), m0, M)
-
-    return kernel
-
-
 def flash_backward(q, k, v, o, lse, do, causal, sm_scale):
     sm_scale = check(q, k, v, o, lse, do, causal, sm_scale)
     (B, H, M, D), (_, H_kv, N, _) = q.shape, k.shape
     dq, dk, dv = map(torch.empty_like, (q, k, v))
+    if N == 0 or causal and M > N:  # nothing is added to queries that see no key
+        dq.zero_()
+    if dk.numel() == 0:
+        return dq, dk, dv
     delta = attention_delta(o, do)
     offset = N - M if causal else N  # query i sees the keys j <= i + offset
 
-    OWNED, WALKED, WARP = TILES[D]
-    THREADS = OWNED // WARP * 32
-    # two tiles of what is owned; of what is walked two stages of two tiles, and of lse and delta
-    shared_bytes = 4 * D * (OWNED + 2 * WALKED) + 16 * WALKED
-    Q, K, V, dO, dQ, dK, dV = (words(x) for x in (q, k, v, do, dq, dk, dv))
-    inputs = (Q, K, V, lse.view(-1), delta.view(-1), dO)
-    sizes = (*map(np.int32, (H // max(1, H_kv), M, N, offset)), np.float32(sm_scale))
-    if dk.numel() > 0:
-        kernel = flash_backward_dk_dv_kernel(q.dtype, D, WALKED, OWNED, WARP, THREADS)
-        grid, args = (B * H_kv * -(-N // OWNED),), (*inputs, dK, dV, *sizes)
-        launch(kernel, grid, (THREADS,), *args, shared_bytes=shared_bytes)
-    if dq.numel() > 0:
-        kernel = flash_backward_dq_kernel(q.dtype, D, OWNED, WALKED, WARP, THREADS)
-        grid, args = (B * H * -(-M // OWNED),), (*inputs, dQ, *sizes)
-        launch(kernel, grid, (THREADS,), *args, shared_bytes=shared_bytes)
+    BLOCK_N, BLOCK_M, WARP_N = TILES[D]
+    THREADS = BLOCK_N // WARP_N * 32
+    # tiles of k and v, two stages of q and do and of lse and delta, a tile of ds
+    shared_bytes = 4 * D * (BLOCK_N + 2 * BLOCK_M) + 16 * BLOCK_M + 2 * BLOCK_N * BLOCK_M
+    tiles = B * H * -(-M // BLOCK_M)
+    sums = lse.new_empty(tiles * BLOCK_M * D if N > BLOCK_N else 0)
+    turns = lse.new_zeros(tiles, dtype=torch.int32)
+    Q, K, V, dO, dK, dV = (words(x) for x in (q, k, v, do, dk, dv))
+    dQ = dq.view(torch.int32).view(-1)  # two elements a word
+    kernel = flash_backward_kernel(q.dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS)
+    launch(
+        *(kernel, (B * H_kv * -(-N // BLOCK_N),), (THREADS,)),
+        *(Q, K, V, lse.view(-1), delta.view(-1), dO, dQ, dK, dV, sums, turns),
+        *(*map(np.int32, (H // H_kv, M, N, offset)), np.float32(sm_scale)),
+        shared_bytes=shared_bytes,
+    )
     return dq, dk, dv

@@ -654,6 +654,40 @@ def test_a_grid_of_broken_clusters_is_refused(run):
             run(CLUSTERS, f"clusters<0, {cluster}>", 64, torch.zeros(1024), grid=blocks)
 
 
+TURNS = """
+#include "turnstile.cuh"
+
+// Blocks append to x, in the order of the indices; FIRST: the turn of block 0.
+template <int FIRST>
+__global__ void append(float* x, int* counter) {
+    const int turn = FIRST + blockIdx.x, tid = threadIdx.x;
+    if (tid == 31) wait_turn(counter, turn);
+    __syncthreads();
+    const float before = x[(tid + 1) % 32];
+    __syncthreads();
+    x[tid] = 10 * before + turn;
+    __syncthreads();
+    if (tid == 0) pass_turn(counter, turn + 1);
+}
+"""
+
+
+@pytest.mark.parametrize("sanitizer", [None, "thread"])
+def test_blocks_take_turns(run, monkeypatch, sanitizer):
+    if sanitizer:
+        monkeypatch.setenv("STUDY_SANITIZE", sanitizer)
+    x, counter = torch.zeros(32), torch.zeros(1, dtype=torch.int32)
+    run(TURNS, "append<0>", 32, x, counter, grid=4)
+    assert (x == 123).all()
+    assert counter.item() == 4
+
+
+def test_a_turn_that_never_comes(run):
+    x, counter = torch.zeros(32), torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match="wait_turn: turn 1 never comes, at 0"):
+        run(TURNS, "append<1>", 32, x, counter)
+
+
 # --- errors --------------------------------------------------------------------------------------
 
 WRONG = """

@@ -13,7 +13,7 @@ if DEVICE != "cpu" or registry.missing("numba"):
 from numba import cuda, float32, int32
 from numba.cuda import libdevice
 
-from implementations.instructions import access, async_copy, cluster, mma
+from implementations.instructions import access, async_copy, cluster, mma, turnstile
 from study.agree import verify
 
 
@@ -505,3 +505,30 @@ def test_a_grid_of_broken_clusters_is_refused(blocks, size):
     error = f"clusters of 1 to 8 blocks along x, got {blocks} blocks in {size}s"
     with pytest.raises(RuntimeError, match=error):
         run(meet_in(size), np.zeros(1), grid=(blocks,), shared_bytes=64)
+
+
+def append(x, counter, first):
+    """Blocks append to x, in the order of the indices; `first`: the turn of block 0."""
+    tid, turn = cuda.threadIdx.x, first + cuda.blockIdx.x
+    if tid == 31:
+        turnstile.wait_turn(access.global_address(counter, 0), turn)
+    cuda.syncthreads()
+    before = x[(tid + 1) % 32]
+    cuda.syncthreads()
+    x[tid] = 10 * before + turn
+    cuda.syncthreads()
+    if tid == 0:
+        turnstile.pass_turn(access.global_address(counter, 0), turn + 1)
+
+
+def test_blocks_take_turns():
+    x, counter = np.zeros(32, np.float32), np.zeros(1, np.int32)
+    run(append, x, counter, 0, grid=(4,))
+    assert (x == 123).all()
+    assert counter[0] == 4
+
+
+def test_a_turn_that_never_comes():
+    x, counter = np.zeros(32, np.float32), np.zeros(1, np.int32)
+    with pytest.raises(RuntimeError, match="wait_turn: turn 1 never comes, at 0"):
+        run(append, x, counter, 1)
