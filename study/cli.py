@@ -1,5 +1,6 @@
 """The commands: their options, help and exit codes. Each does its work in a module of study/."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -300,6 +301,8 @@ def run(kernels: Kernels = None, backends: Backends = None, phase: Phase = None,
 
 def main():
     """Run the command line; what is wrong with the request or the machine is one clear line."""
+    # a scheduler that ends a job stops it as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except SystemExit as end:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from implementations.common import registry
 from study.agree import stability, training
+from study.agree.faults import mutants
 from study.bench import store
 from study.bench.cells import AGAIN, SLOWER, TIMED, Cell, Selection
 from study.bench.entries import groups
@@ -45,6 +46,8 @@ def run(selection: Selection, *, data: Path) -> bool:
             sorted(wanted, key=_implementation), key=_implementation
         ):
             total, missing, stale = compare(list(cells), found, fingerprint_of(path.stem))
+            if missing and path.stem == "mutants" and not mutants(kernel, backend):
+                continue  # it launches other days' kernels: there is no fault to plant
             if missing or stale:
                 name = str(path.relative_to(data))
                 table.add_row(name, kernel, backend, *map(str, (total, missing, stale)))

@@ -150,12 +150,13 @@ def test_damaged_data_are_named(tmp_path):
     assert "Traceback" not in said
 
 
-def test_interruption_is_one_line(tmp_path):
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_is_one_line(tmp_path, by):
     child = start("verify", "--data", str(tmp_path))
     while "verify 1/" not in child.stdout.readline():
         assert child.poll() is None
     time.sleep(1)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(by)
     said, _ = child.communicate(timeout=120)
     assert child.returncode == 130
     assert said.splitlines()[-1] == "study: interrupted; what was done so far is kept"

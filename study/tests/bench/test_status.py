@@ -81,6 +81,13 @@ def test_missing_file(complete, name, capsys):
     assert name in capsys.readouterr().out
 
 
+def test_no_mutant_is_missing_where_no_fault_can_be_planted(tmp_path, capsys):
+    store.write(tmp_path / "mutants.csv", table("mutants", SELECTION.cells("check")))
+    status.run(select(f"{KERNEL},flash_attention,{OTHER}"), data=tmp_path)
+    mutants = [x for x in capsys.readouterr().out.splitlines() if "mutants" in x]
+    assert mutants and not any("flash_attention" in line for line in mutants)
+
+
 def test_stale_machine_code(complete):
     table = store.read(complete / "codegen.csv")
     store.write(complete / "codegen.csv", table.assign(source_hash="123456789012"))
