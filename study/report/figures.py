@@ -513,14 +513,20 @@ def ladder(data: Data, name: str) -> Figure:
         names = [f"{name}, {dtype}" for name, dtype in zip(names, of, strict=True)]
     spec = registry.spec(kernels[-1])
     panels = PANELS[spec.work(spec.dtypes[0], **spec.headline).unit]
+    panels = {  # not all machines count
+        label: (value, scale)
+        for label, (value, scale) in panels.items()
+        if any(value(data, *cell) > 0 for cell in product(kernels, registry.BACKENDS))
+    } or panels
     with matplotlib.rc_context(STYLE):
         figure, axes = plt.subplots(
             *(1, len(panels)),
             figsize=(7.0, 0.9 + 0.36 * max(len(names), 2)),
             sharey=True,
+            squeeze=False,
             layout="constrained",
         )
-        for ax, (label, (value, scale)) in zip(axes, panels.items(), strict=True):
+        for ax, (label, (value, scale)) in zip(axes[0], panels.items(), strict=True):
             for i, (backend, look) in enumerate(looks().items()):
                 x = [value(data, kernel, backend) for kernel in kernels]
                 y = np.arange(len(kernels)) + 0.22 * (i - (len(looks()) - 1) / 2)
@@ -537,8 +543,8 @@ def ladder(data: Data, name: str) -> Figure:
             ax.set_xlabel(label)
             ax.xaxis.set_major_formatter("{x:,.0f}")
             ax.xaxis.set_minor_formatter("")
-        axes[0].set_yticks(range(len(names)), names)
-        axes[0].set_ylim(len(names) - 0.4, -0.6)
+        axes[0, 0].set_yticks(range(len(names)), names)
+        axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
         entries = _points(ms=7)
         entries["baseline"] = Line2D([], [], color=MUTED, marker="X", ls="", mec=PAPER, ms=7)
         _legend(figure, entries)
