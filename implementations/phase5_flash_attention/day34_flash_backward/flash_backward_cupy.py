@@ -10,7 +10,8 @@ from implementations.phase5_flash_attention.day33_backward_theory.attention_delt
 )
 from implementations.phase5_flash_attention.day34_flash_backward.flash_backward import check
 
-TILES = {64: (128, 32, 32), 128: (128, 64, 16)}  # keys of a block, queries of a step, keys of a warp
+# Keys of a block, queries of a step of its walk, and keys of a warp, by D.
+TILES = {64: (128, 32, 32), 128: (128, 64, 16)}
 
 SOURCE = CudaSource(Path(__file__).with_name("flash_backward.cu"))
 
