@@ -23,6 +23,7 @@ import sys
 from collections import defaultdict
 from functools import cache, partial
 from heapq import heappop, heappush
+from importlib import import_module
 from itertools import chain, count, groupby
 from types import FunctionType, SimpleNamespace
 
@@ -267,6 +268,11 @@ def lane() -> int:
     return getcurrent().laneid
 
 
+def warp() -> int:
+    """This thread's warp in its block."""
+    return getcurrent().warp
+
+
 def thread_state() -> dict:
     """Whatever is to be kept for this thread until it ends."""
     return getcurrent().state
@@ -284,6 +290,11 @@ def exchange(value, combine=None, operation="a warp-wide instruction", mask=FULL
     expected = (mask & (1 << lanes) - 1).bit_count()
     key = operation, thread.warp, mask
     return thread.block.meet(key, expected, thread.laneid, value, combine)
+
+
+def exchange_of_block(value, combine, operation):
+    """Wait for all threads of the block; what `combine` makes of the table thread → value."""
+    return _barrier(operation, value, combine)
 
 
 def form_cluster(blocks):
@@ -533,6 +544,7 @@ def install() -> None:
     for name in dir(cuda_libdevice):
         if not name.startswith("_"):
             setattr(cuda_libdevice, name, partial(_libdevice, name))
+    import_module("implementations.tiers.cpu.numba_products").install()
 
 
 def _converted(kind, *args):

@@ -14,6 +14,7 @@ from numba import cuda, float32, int32
 from numba.cuda import libdevice
 
 from implementations.instructions import access, async_copy, cluster, mma, turnstile
+from implementations.tiers.cpu import numba_products
 from study.agree import verify
 
 
@@ -372,6 +373,108 @@ def test_ldmatrix(transposed):
     lane = np.arange(32)
     for j in range(4):
         np.testing.assert_array_equal(out[:, j], pairs[j, lane // 4, lane % 4])
+
+
+def words(draw, shape, dtype):
+    """Small integers, of which sums of products are exact, as words of 16 bits."""
+    return torch.from_numpy(draw.integers(-8, 9, shape)).to(dtype).view(torch.int16).numpy()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["multiply_rows", "add_product"])
+def test_products_in_one_step_are_those_of_the_instructions(name, dtype):
+    draw, threads = np.random.default_rng(0), 128
+    if name == "multiply_rows":  # two warps down, two across
+        factors, of_warp = (dtype, 64, 64, 32, 16), (2, 2, 4)
+        size = (64 + 32) * 64
+    else:
+        factors, of_warp = (dtype, 2, 32, 64), (2, 8, 4)
+        size = 8 + 32 * 64
+    tiles = words(draw, size, dtype)
+    operands = words(draw, (threads, 2, 2, 8), dtype).view(np.int32)
+    before = draw.integers(-99, 99, (threads, *of_warp)).astype(np.float32)
+
+    def results(made):
+        def kernel(out):
+            shared = cuda.shared.array(0, np.int16)
+            if cuda.threadIdx.x == 0:
+                shared[:] = tiles
+            cuda.syncthreads()
+            rC = before[cuda.threadIdx.x].copy()
+            if name == "multiply_rows":
+                made(rC, shared, 0, 64 * 64)
+            else:
+                made(rC, operands[cuda.threadIdx.x], shared, 8)
+            out[cuda.threadIdx.x] = rC
+
+        return run(kernel, np.zeros_like(before), block=(threads,), shared_bytes=2 * size)
+
+    step = results(getattr(numba_products, name)(*factors))
+    assert len(np.unique(step)) > 100
+    assert (step == results(numba_products.WRITTEN[name](*factors))).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("ALIGNED", [True, False])
+@pytest.mark.parametrize("place", [(32, 64, 32, 72), (0, 128, 0, 70), (0, 0, 0, 0)])
+def test_tile_product_in_one_step(dtype, ALIGNED, place):
+    draw, (M, N, K) = np.random.default_rng(0), (40, 136, 72)
+    A, B = words(draw, M * K, dtype), words(draw, K * N, dtype)
+    factors = dtype, ALIGNED, 32, 64, 32, 16, 32, 3
+
+    def results(made):
+        def kernel(out, A, B):
+            rC = cuda.local.array((1, 4, 4), float32)
+            sizes = (int32(x) for x in (M, N, K, *place))
+            made(rC, cuda.shared.array(0, np.int16), A, B, *sizes)
+            out[cuda.threadIdx.x] = rC
+
+        out = np.zeros((128, 1, 4, 4), np.float32)
+        return run(kernel, out, A, B, block=(128,), shared_bytes=2 * 3 * 96 * 32)
+
+    step = results(numba_products.tile_product(*factors))
+    assert (step == results(numba_products.WRITTEN["tile_product"](*factors))).all()
+    assert step.any() == (place[-1] > 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("m0", [0, 32])
+@pytest.mark.parametrize(("K", "N", "offset"), [(70, 56, -14), (70, 56, 56), (41, 56, 9)])
+def test_transposed_product_in_one_step(dtype, m0, K, N, offset):
+    draw, stride, BLOCK_K = np.random.default_rng(0), 64, 32
+    rows, cols = np.arange(K)[:, None], np.arange(stride)
+    # whole chunks, as far as any row of a step reaches: else NaN, which nobody may read
+    last = np.minimum(rows // BLOCK_K * BLOCK_K + BLOCK_K, K) - 1
+    reached = -(-np.clip(last + offset + 1, 0, N) // 8) * 8
+    values = np.where(cols < np.clip(rows + offset + 1, 0, N), draw.integers(-8, 9, (K, stride)), 0)
+    values = np.where(cols < reached, values, np.nan)
+    A = torch.from_numpy(values).to(dtype).view(torch.int16).numpy().reshape(-1)
+    B = words(draw, K * 64, dtype)
+    factors = dtype, 32, 64, BLOCK_K, 16, 32, 3
+
+    def results(made):
+        def kernel(out, A, B):
+            rC = cuda.local.array((1, 4, 4), float32)
+            sizes = (int32(x) for x in (K, N, stride, offset, m0))
+            made(rC, cuda.shared.array(0, np.int16), A, B, *sizes)
+            out[cuda.threadIdx.x] = rC
+
+        out = np.zeros((128, 1, 4, 4), np.float32)
+        return run(kernel, out, A, B, block=(128,), shared_bytes=2 * 3 * 96 * 32)
+
+    step = results(numba_products.transposed_product(*factors))
+    assert step.any() and np.isfinite(step).all()
+    assert (step == results(numba_products.WRITTEN["transposed_product"](*factors))).all()
+
+
+def test_products_in_one_step_want_one_place():
+    multiply = numba_products.multiply_rows(torch.float16, 16, 64, 16, 16)
+
+    def kernel(out):
+        multiply(np.zeros((1, 2, 4)), cuda.shared.array(0, np.int16), cuda.laneid // 31 * 64, 0)
+
+    with pytest.raises(RuntimeError, match="all threads must say the same"):
+        run(kernel, np.zeros(1), shared_bytes=2 * 32 * 64)
 
 
 @pytest.mark.parametrize("waits", [True, False])

@@ -1,0 +1,170 @@
+"""Products on tensor cores in one step, where Numba's kernels run on the CPU.
+
+In implementations/instructions/ they are hundreds of `ldmatrix` and `mma`, and at each of them the
+32 greenlets of a warp meet. Here those of a warp, or of a block, meet once, and NumPy multiplies
+what lies in their registers and in memory. The tests hold each against what it stands for.
+"""
+
+from functools import cache
+from importlib import import_module
+
+import numpy as np
+import torch
+
+from implementations.tiers.cpu import bfloat16, numba_fibers
+
+MODULES = {  # of implementations/instructions/: what is replaced in them
+    "attention": ("multiply_rows", "add_product"),
+    "tile_product": ("tile_product",),
+    "transposed_product": ("transposed_product",),
+}
+WRITTEN = {}  # name → the function that is replaced
+
+
+def install() -> None:
+    """Replace those functions by the ones of the same names here."""
+    for module, names in MODULES.items():
+        instructions = import_module(f"implementations.instructions.{module}")
+        for name in names:
+            WRITTEN.setdefault(name, getattr(instructions, name))
+            setattr(instructions, name, globals()[name])
+
+
+@cache
+def multiply_rows(dtype, BLOCK_M, DEPTH, WARP_M, WARP_N):
+    decode, WARPS_M = _decode(dtype), BLOCK_M // WARP_M
+
+    def multiply(rC, shared, sA, sB):
+        warp = numba_fibers.warp()
+
+        def product(table):
+            sA, sB = _same(table)
+            A = decode(_tile(shared, sA + warp % WARPS_M * WARP_M * DEPTH, WARP_M, DEPTH))
+            B = decode(_tile(shared, sB + warp // WARPS_M * WARP_N * DEPTH, WARP_N, DEPTH))
+            return _of_lanes(A @ B.T)
+
+        lane = numba_fibers.lane()
+        rC[...] = numba_fibers.exchange((int(sA), int(sB)), product, "multiply_rows")[lane]
+
+    return multiply
+
+
+@cache
+def add_product(dtype, ROWS, DEPTH, COLS):
+    from implementations.instructions.mma import A_COL, A_ROW
+
+    decode = _decode(dtype)
+
+    def add(rC, rA, shared, sB):
+        def product(table):
+            sB = _same({lane: at for lane, (_, at) in table.items()})
+            A = np.empty((ROWS, 16, DEPTH // 16, 16), np.float32)
+            registers = decode(np.stack([table[lane][0] for lane in range(32)]))
+            A[:, A_ROW, :, A_COL] = registers.transpose(0, 3, 1, 2)
+            return _of_lanes(A.reshape(ROWS * 16, DEPTH) @ decode(_tile(shared, sB, DEPTH, COLS)))
+
+        lane = numba_fibers.lane()
+        rC += numba_fibers.exchange((rA, int(sB)), product, "add_product")[lane]
+
+    return add
+
+
+@cache
+def tile_product(dtype, ALIGNED, BLOCK_M, BLOCK_N, BLOCK_K, WARP_M, WARP_N, STAGES):
+    decode, words = _decode(dtype), STAGES * (BLOCK_M + BLOCK_N) * BLOCK_K
+
+    def product(rC, shared, A, B, M, N, K, m0, n0, k_begin, k_end):
+        def of_block(table):
+            M, N, K, m0, n0, k_begin, k_end = _same(table)
+            shared[:words] = -1  # nobody may need the tiles any more
+            k = np.arange(k_begin, k_end)
+            of_a = A[np.arange(m0, min(m0 + BLOCK_M, M))[:, None] * K + k]
+            of_b = B[k[:, None] * N + np.arange(n0, min(n0 + BLOCK_N, N))]
+            C = np.zeros((BLOCK_M, BLOCK_N), np.float32)
+            C[: of_a.shape[0], : of_b.shape[1]] = decode(of_a) @ decode(of_b)
+            return _of_warps(C, WARP_M, WARP_N)
+
+        said = tuple(map(int, (M, N, K, m0, n0, k_begin, k_end)))
+        of_warps = numba_fibers.exchange_of_block(said, of_block, "tile_product")
+        rC[...] = of_warps[numba_fibers.warp()][numba_fibers.lane()]
+
+    return product
+
+
+@cache
+def transposed_product(dtype, BLOCK_M, BLOCK_N, BLOCK_K, WARP_M, WARP_N, STAGES):
+    from implementations.instructions.attention import seen_keys
+
+    decode, words = _decode(dtype), STAGES * (BLOCK_M + BLOCK_N) * BLOCK_K
+
+    def product(rC, shared, A, B, K, N, stride, offset, m0):
+        def of_block(table):
+            K, N, stride, offset, m0 = _same(table)
+            shared[:words] = -1  # nobody may need the tiles any more
+            C = np.zeros((BLOCK_M, BLOCK_N), np.float32)
+            for k in range(max(m0 - offset, 0) // BLOCK_K * BLOCK_K, K, BLOCK_K):
+                end = min(k + BLOCK_K, K)
+                # whole chunks of 8, as far as a row of the step sees; what they hold, zeros or not
+                cols = min(max(-(-(seen_keys(end - 1, N, offset) - m0) // 8) * 8, 0), BLOCK_M)
+                rows = np.arange(k, end)[:, None] * stride + m0 + np.arange(cols)
+                of_b = B[k * BLOCK_N : end * BLOCK_N].reshape(-1, BLOCK_N)
+                C[:cols] += decode(A[rows]).T @ decode(of_b)
+            return _of_warps(C, WARP_M, WARP_N)
+
+        said = tuple(map(int, (K, N, stride, offset, m0)))
+        of_warps = numba_fibers.exchange_of_block(said, of_block, "transposed_product")
+        rC[...] = of_warps[numba_fibers.warp()][numba_fibers.lane()]
+
+    return product
+
+
+def _decode(dtype):
+    """Words of 16 bits, two to a register, as float32."""
+
+    def decode(words):
+        words = np.ascontiguousarray(words)
+        if dtype == torch.float16:
+            return words.view(np.float16).astype(np.float32)
+        return bfloat16.decode(words.view(np.uint16))
+
+    return decode
+
+
+def _same(table):
+    """What all threads say."""
+    (first, *others) = set(table.values())
+    if others:
+        raise RuntimeError(f"all threads must say the same, got {sorted([first, *others])}")
+    return first
+
+
+@cache
+def _places(rows, cols):
+    """Where each element of a tile stands, from its beginning on."""
+    from implementations.instructions.tile_product import swizzle
+
+    row, col = np.indices((rows, cols))
+    return row * cols + swizzle(cols)(row, col)
+
+
+def _tile(shared, start, rows, cols):
+    """The words of a tile that is swizzled."""
+    return shared[start + _places(rows, cols)]
+
+
+def _of_lanes(C):
+    """Lane → its fragments of C, (rows // 16, columns // 8, 4)."""
+    from implementations.instructions.mma import D_COL, D_ROW
+
+    fragments = C.reshape(C.shape[0] // 16, 16, C.shape[1] // 8, 8)
+    return fragments[:, D_ROW, :, D_COL].transpose(0, 2, 3, 1)
+
+
+def _of_warps(C, WARP_M, WARP_N):
+    """Warp → lane → its fragments of the warp's part of a block's C; warps go down first."""
+    rows, cols = C.shape
+    return [
+        _of_lanes(C[m : m + WARP_M, n : n + WARP_N])
+        for n in range(0, cols, WARP_N)
+        for m in range(0, rows, WARP_M)
+    ]
