@@ -11,6 +11,10 @@ from importlib import import_module
 import numpy as np
 import torch
 
+from implementations.instructions.access import aligned
+from implementations.instructions.attention import seen_keys
+from implementations.instructions.mma import A_COL, A_ROW, D_COL, D_ROW
+from implementations.instructions.tile_product import swizzle
 from implementations.tiers.cpu import bfloat16, numba_fibers
 
 MODULES = {  # of implementations/instructions/: what is replaced in them
@@ -51,8 +55,6 @@ def multiply_rows(dtype, BLOCK_M, DEPTH, WARP_M, WARP_N):
 
 @cache
 def add_product(dtype, ROWS, DEPTH, COLS):
-    from implementations.instructions.mma import A_COL, A_ROW
-
     decode = _decode(dtype)
 
     def add(rC, rA, shared, sB):
@@ -72,12 +74,16 @@ def add_product(dtype, ROWS, DEPTH, COLS):
 @cache
 def tile_product(dtype, ALIGNED, BLOCK_M, BLOCK_N, BLOCK_K, WARP_M, WARP_N, STAGES):
     decode, words = _decode(dtype), STAGES * (BLOCK_M + BLOCK_N) * BLOCK_K
+    THREADS = BLOCK_M // WARP_M * (BLOCK_N // WARP_N) * 32
 
     def product(rC, shared, A, B, M, N, K, m0, n0, k_begin, k_end):
         def of_block(table):
-            M, N, K, m0, n0, k_begin, k_end = _same(table)
-            shared[:words] = -1  # nobody may need the tiles any more
+            M, N, K, m0, n0, k_begin, k_end = _same(table, THREADS)
+            _poison(shared, words)
             k = np.arange(k_begin, k_end)
+            if ALIGNED and k.size:
+                _chunks(A, m0 * K + k_begin, K)
+                _chunks(B, k_begin * N + n0, N)
             of_a = A[np.arange(m0, min(m0 + BLOCK_M, M))[:, None] * K + k]
             of_b = B[k[:, None] * N + np.arange(n0, min(n0 + BLOCK_N, N))]
             C = np.zeros((BLOCK_M, BLOCK_N), np.float32)
@@ -93,14 +99,14 @@ def tile_product(dtype, ALIGNED, BLOCK_M, BLOCK_N, BLOCK_K, WARP_M, WARP_N, STAG
 
 @cache
 def transposed_product(dtype, BLOCK_M, BLOCK_N, BLOCK_K, WARP_M, WARP_N, STAGES):
-    from implementations.instructions.attention import seen_keys
-
     decode, words = _decode(dtype), STAGES * (BLOCK_M + BLOCK_N) * BLOCK_K
+    THREADS = BLOCK_M // WARP_M * (BLOCK_N // WARP_N) * 32
 
     def product(rC, shared, A, B, K, N, stride, offset, m0):
         def of_block(table):
-            K, N, stride, offset, m0 = _same(table)
-            shared[:words] = -1  # nobody may need the tiles any more
+            K, N, stride, offset, m0 = _same(table, THREADS)
+            _poison(shared, words)
+            _chunks(A, m0, stride)
             C = np.zeros((BLOCK_M, BLOCK_N), np.float32)
             for k in range(max(m0 - offset, 0) // BLOCK_K * BLOCK_K, K, BLOCK_K):
                 end = min(k + BLOCK_K, K)
@@ -130,32 +136,45 @@ def _decode(dtype):
     return decode
 
 
-def _same(table):
-    """What all threads say."""
-    (first, *others) = set(table.values())
+def _same(table, threads=32):
+    """What all threads say, of which there must be so many."""
+    first, *others = set(table.values())
     if others:
         raise RuntimeError(f"all threads must say the same, got {sorted([first, *others])}")
+    if len(table) != threads:
+        raise RuntimeError(f"there must be {threads} threads, got {len(table)}")
     return first
+
+
+def _chunks(matrix, start, stride):
+    """Refuse rows of which 16 bytes cannot be copied at once."""
+    aligned(matrix)
+    if start % 8 or stride % 8:
+        raise ValueError(f"rows must be whole chunks of 8, got {stride} from {start} on")
+
+
+def _poison(shared, words):
+    """Leave no tile to whoever needs one after the product."""
+    if len(shared) < words:
+        raise IndexError(f"the tiles must have {words} words, got {len(shared)}")
+    shared[:words] = -1
 
 
 @cache
 def _places(rows, cols):
     """Where each element of a tile stands, from its beginning on."""
-    from implementations.instructions.tile_product import swizzle
-
     row, col = np.indices((rows, cols))
     return row * cols + swizzle(cols)(row, col)
 
 
 def _tile(shared, start, rows, cols):
     """The words of a tile that is swizzled."""
+    aligned(shared[start:])
     return shared[start + _places(rows, cols)]
 
 
 def _of_lanes(C):
     """Lane → its fragments of C, (rows // 16, columns // 8, 4)."""
-    from implementations.instructions.mma import D_COL, D_ROW
-
     fragments = C.reshape(C.shape[0] // 16, 16, C.shape[1] // 8, 8)
     return fragments[:, D_ROW, :, D_COL].transpose(0, 2, 3, 1)
 

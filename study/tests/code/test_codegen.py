@@ -250,7 +250,7 @@ KNOWN = {
     ],
     "sm_80": [
         *[("numba", WALK), ("triton", OLDER)],
-        *[("cupy", UNTUNED)] * 4,
+        *[("cupy", UNTUNED)] * 6,
         *[("numba", UNTUNED)] * 2,
         *[("triton", UNTUNED)] * 8,
         *[("triton", UNALIGNED)] * 5,

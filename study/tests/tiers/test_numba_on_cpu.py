@@ -467,14 +467,32 @@ def test_transposed_product_in_one_step(dtype, m0, K, N, offset):
     assert (step == results(numba_products.WRITTEN["transposed_product"](*factors))).all()
 
 
-def test_products_in_one_step_want_one_place():
-    multiply = numba_products.multiply_rows(torch.float16, 16, 64, 16, 16)
+WRONG = {  # arguments of tile_product and of its block → what is said
+    "places": (dict(m0=lambda: cuda.threadIdx.x // 100), "all threads must say the same"),
+    "threads": (dict(threads=64), "there must be 128 threads, got 64"),
+    "shared memory": (dict(shared=64), "the tiles must have 6144 words, got 64"),
+    "rows": (dict(K=36), "rows must be whole chunks of 8, got 36 from 0 on"),
+    "start": (dict(n0=lambda: 4), "rows must be whole chunks of 8, got 64 from 4 on"),
+    "memory": (dict(A=lambda A: A[1:]), "16 bytes must start at a multiple of 16"),
+}
 
-    def kernel(out):
-        multiply(np.zeros((1, 2, 4)), cuda.shared.array(0, np.int16), cuda.laneid // 31 * 64, 0)
 
-    with pytest.raises(RuntimeError, match="all threads must say the same"):
-        run(kernel, np.zeros(1), shared_bytes=2 * 32 * 64)
+@pytest.mark.parametrize("case", WRONG)
+def test_products_in_one_step_refuse_what_instructions_would(case):
+    wrong, error = WRONG[case]
+    product = numba_products.tile_product(torch.float16, True, 32, 64, 32, 16, 32, 2)
+    M, N, K = 32, 64, wrong.get("K", 32)
+
+    def kernel(out, A, B):
+        shared = cuda.shared.array(0, np.int16)[: wrong.get("shared")]
+        m0, n0 = wrong.get("m0", int)(), wrong.get("n0", int)()
+        product(np.zeros((1, 4, 4)), shared, A, B, M, N, K, m0, n0, 0, K)
+
+    A, B = np.zeros(M * K + 8, np.int16), np.zeros(K * N, np.int16)
+    A = wrong.get("A", lambda A: A)(A)
+    with pytest.raises(RuntimeError, match=error):
+        block = (wrong.get("threads", 128),)
+        run(kernel, np.zeros(1), A, B, block=block, shared_bytes=2 * 2 * 96 * 32)
 
 
 @pytest.mark.parametrize("waits", [True, False])
