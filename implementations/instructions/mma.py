@@ -27,14 +27,21 @@ B_ROW, B_COL = T + np.array([0, 1, 8, 9]), G + np.zeros(4, int)
 D_ROW, D_COL = G + np.array([0, 0, 8, 8]), T + np.array([0, 1, 0, 1])
 
 
-def _mma(a, b, c, decode):
+def decoded(words, dtype):
+    """Words of 16 bits, two to a register, as numbers, on the CPU."""
+    if dtype == torch.float16:
+        return words.view(np.float16)
+    return bfloat16.decode(words.view(np.uint16))
+
+
+def _mma(a, b, c, dtype):
     """This lane's registers of D; the product is formed once, from the registers of all lanes."""
 
     def product(table):
         ra, rb, rc = zip(*(table[l] for l in range(32)), strict=True)
         A, B = np.empty((16, 16), np.float32), np.empty((16, 8), np.float32)
-        A[A_ROW, A_COL] = decode(np.array(ra, np.int32))
-        B[B_ROW, B_COL] = decode(np.array(rb, np.int32))
+        A[A_ROW, A_COL] = decoded(np.array(ra, np.int32), dtype)
+        B[B_ROW, B_COL] = decoded(np.array(rb, np.int32), dtype)
         return ((A @ B)[D_ROW, D_COL] + np.array(rc, np.float32)).tolist()
 
     return tuple(cpu.exchange((a, b, c), product, "mma")[cpu.lane()])
@@ -47,12 +54,7 @@ def mma_m16n8k16(dtype):
 
     @ptx(MMA.format("f16" if dtype == torch.float16 else "bf16"), f4(i4, i2, f4))
     def mma(a, b, c):
-        half = dtype == torch.float16
-
-        def decode(words):
-            return words.view(np.float16) if half else bfloat16.decode(words.view(np.uint16))
-
-        return _mma(a, b, c, decode)
+        return _mma(a, b, c, dtype)
 
     return mma
 

@@ -1,6 +1,7 @@
 """Blocks that pass a place in global memory one after another, in an order that is always the same:
-a counter says whose turn it is. A block may wait for those of a lower index only: they began before
-it, so that some block can always go on. The twin of turnstile.cuh.
+a counter says whose turn it is. A block may wait for those of a lower index only: GPUs begin these
+first, though CUDA does not promise it, so that some block can always go on. The twin of
+turnstile.cuh.
 """
 
 from numba.cuda import types

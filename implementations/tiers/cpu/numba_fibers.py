@@ -292,11 +292,6 @@ def exchange(value, combine=None, operation="a warp-wide instruction", mask=FULL
     return thread.block.meet(key, expected, thread.laneid, value, combine)
 
 
-def exchange_of_block(value, combine, operation):
-    """Wait for all threads of the block; what `combine` makes of the table thread → value."""
-    return _barrier(operation, value, combine)
-
-
 def form_cluster(blocks):
     """Have this block run in a cluster of so many."""
     getcurrent().block.cluster.form(blocks)
@@ -371,7 +366,8 @@ def _gridsize(ndim):
     return size[0] if ndim == 1 else tuple(size[:ndim])
 
 
-def _barrier(operation, value=None, combine=None):
+def barrier(operation, value=None, combine=None):
+    """Wait for all threads of the block; what `combine` makes of the table thread → value."""
     thread = getcurrent()
     return thread.block.meet((operation,), thread.block.size, thread.index, value, combine)
 
@@ -417,10 +413,10 @@ def _match_all(mask, value):
 MEANINGS = {
     "grid": _grid,
     "gridsize": _gridsize,
-    "syncthreads": partial(_barrier, "syncthreads"),
-    "syncthreads_count": lambda p: _barrier("syncthreads_count", p, _count),
-    "syncthreads_and": lambda p: _barrier("syncthreads_and", p, lambda t: int(all(t.values()))),
-    "syncthreads_or": lambda p: _barrier("syncthreads_or", p, lambda t: int(any(t.values()))),
+    "syncthreads": partial(barrier, "syncthreads"),
+    "syncthreads_count": lambda p: barrier("syncthreads_count", p, _count),
+    "syncthreads_and": lambda p: barrier("syncthreads_and", p, lambda t: int(all(t.values()))),
+    "syncthreads_or": lambda p: barrier("syncthreads_or", p, lambda t: int(any(t.values()))),
     "syncwarp": lambda mask=FULL: exchange(None, None, "syncwarp", mask),
     "shfl_sync": _shuffle("shfl_sync", lambda l, at, first, end: first + at % (end - first)),
     "shfl_up_sync": _shuffle(

@@ -414,6 +414,22 @@ def test_products_in_one_step_are_those_of_the_instructions(name, dtype):
     assert (step == results(numba_products.WRITTEN[name](*factors))).all()
 
 
+def both_products(name, factors, A, B, sizes):
+    """What 128 threads get of a tile of 32 x 64, in one step and by the instructions."""
+
+    def results(made):
+        def kernel(out, A, B):
+            rC = cuda.local.array((1, 4, 4), float32)
+            made(rC, cuda.shared.array(0, np.int16), A, B, *map(int32, sizes))
+            out[cuda.threadIdx.x] = rC
+
+        out = np.zeros((128, 1, 4, 4), np.float32)
+        return run(kernel, out, A, B, block=(128,), shared_bytes=2 * 3 * 96 * 32)
+
+    made = getattr(numba_products, name), numba_products.WRITTEN[name]
+    return [results(product(*factors)) for product in made]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("ALIGNED", [True, False])
 @pytest.mark.parametrize("place", [(32, 64, 32, 72), (0, 128, 0, 70), (0, 0, 0, 0)])
@@ -422,18 +438,8 @@ def test_tile_product_in_one_step(dtype, ALIGNED, place):
     A, B = words(draw, M * K, dtype), words(draw, K * N, dtype)
     factors = dtype, ALIGNED, 32, 64, 32, 16, 32, 3
 
-    def results(made):
-        def kernel(out, A, B):
-            rC = cuda.local.array((1, 4, 4), float32)
-            sizes = (int32(x) for x in (M, N, K, *place))
-            made(rC, cuda.shared.array(0, np.int16), A, B, *sizes)
-            out[cuda.threadIdx.x] = rC
-
-        out = np.zeros((128, 1, 4, 4), np.float32)
-        return run(kernel, out, A, B, block=(128,), shared_bytes=2 * 3 * 96 * 32)
-
-    step = results(numba_products.tile_product(*factors))
-    assert (step == results(numba_products.WRITTEN["tile_product"](*factors))).all()
+    step, written = both_products("tile_product", factors, A, B, (M, N, K, *place))
+    assert (step == written).all()
     assert step.any() == (place[-1] > 0)
 
 
@@ -452,19 +458,9 @@ def test_transposed_product_in_one_step(dtype, m0, K, N, offset):
     B = words(draw, K * 64, dtype)
     factors = dtype, 32, 64, BLOCK_K, 16, 32, 3
 
-    def results(made):
-        def kernel(out, A, B):
-            rC = cuda.local.array((1, 4, 4), float32)
-            sizes = (int32(x) for x in (K, N, stride, offset, m0))
-            made(rC, cuda.shared.array(0, np.int16), A, B, *sizes)
-            out[cuda.threadIdx.x] = rC
-
-        out = np.zeros((128, 1, 4, 4), np.float32)
-        return run(kernel, out, A, B, block=(128,), shared_bytes=2 * 3 * 96 * 32)
-
-    step = results(numba_products.transposed_product(*factors))
+    step, written = both_products("transposed_product", factors, A, B, (K, N, stride, offset, m0))
     assert step.any() and np.isfinite(step).all()
-    assert (step == results(numba_products.WRITTEN["transposed_product"](*factors))).all()
+    assert (step == written).all()
 
 
 WRONG = {  # arguments of tile_product and of its block → what is said
