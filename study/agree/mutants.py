@@ -224,10 +224,14 @@ class Trials:
 # --- all of them ----------------------------------------------------------------------------------
 
 
+def _key(row: dict) -> tuple:
+    return tuple(row[name] for name in KEY)
+
+
 def listed() -> dict[tuple, str]:
     """By the key of a mutant that is not wrong, the reason why."""
     table = pd.read_csv(EQUIVALENT)
-    return {tuple(row[name] for name in KEY): row["reason"] for row in table.to_dict("records")}
+    return {_key(row): row["reason"] for row in table.to_dict("records")}
 
 
 def known(table: pd.DataFrame) -> dict[tuple, tuple]:
@@ -236,17 +240,14 @@ def known(table: pd.DataFrame) -> dict[tuple, tuple]:
         return {}
     table = table.astype({"conditions": object}).fillna({"conditions": ""})
     rows = table[table["status"] == "killed"].to_dict("records")
-    return {
-        tuple(row[name] for name in KEY): (row["dtype"], row["size"], row["conditions"])
-        for row in rows
-    }
+    return {_key(row): (row["dtype"], row["size"], row["conditions"]) for row in rows}
 
 
 def tried(table: pd.DataFrame) -> dict[tuple, dict]:
     """By the key of a mutant in mutants.csv: its row, where it need not be tried again, as its
     source is the present one and it did not survive."""
     return {
-        tuple(row[name] for name in KEY): row
+        _key(row): row
         for row in table.astype(object).fillna("").to_dict("records")
         if row["status"] != "survived"
         and row["source_hash"] == _fingerprint(row["kernel"], row["backend"])
@@ -262,8 +263,9 @@ def run(selection: Selection, *, fresh: bool = False, data: Path) -> bool:
     """Try all mutants of a selection; print what killed them; keep the rows in data/mutants.csv.
 
     fresh: try again what did not survive in the present source. An implementation's rows are saved
-    when its last mutant has been tried. Returns whether none survived, no entry of
-    equivalent_mutants.csv is wrong, and no backend is missing that was selected by name.
+    when its last mutant has been tried, or at an interruption, and then those that are left are
+    tried next time. Returns whether none survived, no entry of equivalent_mutants.csv is wrong, and
+    no backend is missing that was selected by name.
     """
     path, reasons, rows = data / "mutants.csv", listed(), []
     before = store.read(path)
@@ -287,10 +289,16 @@ def run(selection: Selection, *, fresh: bool = False, data: Path) -> bool:
         with progress("mutants", sum(map(len, made.values()))) as step:
             for (kernel, backend), of_one in made.items():
                 begun = len(rows)
-                for mutant, row in zip(of_one, each(row_of, of_one), strict=True):
-                    step(f"{kernel} {backend} {mutant.operator}, line {mutant.line}")
-                    rows.append(row)
-                store.replace(path, Selection((kernel,), (backend,)), rows[begun:])
+                try:
+                    for mutant, row in zip(of_one, each(row_of, of_one), strict=True):
+                        step(f"{kernel} {backend} {mutant.operator}, line {mutant.line}")
+                        rows.append(row)
+                finally:  # at an interruption too
+                    new = {_key(row): row for row in rows[begun:]}
+                    left = {m.key for m in of_one} - {*new}
+                    old = before.to_dict("records") if left else []
+                    kept = [row for row in old if _key(row) in left]
+                    store.replace(path, Selection((kernel,), (backend,)), [*new.values(), *kept])
     for backend, reason in missing.items():
         if reason:
             console.print(f"{backend} cannot run here: {reason}")
@@ -315,7 +323,7 @@ def _wrong(rows: list[dict], entries: list[tuple]) -> list[str]:
             continue
         place = f"{row['file']}:{row['line']} {row['operator']}"
         found.append(f"{place} {what}\n  - {row['before']}\n  + {row['after']}")
-    keys = {tuple(row[name] for name in KEY) for row in rows}
+    keys = {_key(row) for row in rows}
     return found + [
         f"{EQUIVALENT.name} lists what is no mutant: {key}" for key in entries if key not in keys
     ]

@@ -78,6 +78,12 @@ def make_inputs(dtype, device, seed, B, H, G, M, N, D, causal, heads_last=False)
     k[..., 0] = 4
     q[..., 1] = D**0.5
     k[..., 1] += torch.linspace(-4, 4, N, device=device)
+    # Every fourth query has keys, the last ones of tiles of many sizes, that are worth 10**6 times
+    # any before: whose maximum misses one has weights beyond fp16. One score is beyond it itself.
+    q[..., 2] = D**0.5 * (torch.arange(M, device=device) % 4 == 2)
+    for steps, last in enumerate((15, 31, 47, 63, 127), 1):
+        k[..., last : last + 1, 2] = 14 * steps
+    q[..., -1:, 0] = 17_000
     return q.to(dtype), k.to(dtype), v.to(dtype), causal, D**-0.5
 
 

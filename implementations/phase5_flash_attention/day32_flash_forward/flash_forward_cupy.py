@@ -7,10 +7,10 @@ import torch
 from implementations.common.cuda_cpp import CudaSource
 from implementations.phase5_flash_attention.day32_flash_forward.flash_forward import check
 
-BLOCK_M = 128  # queries of a tile
-BLOCK_N = {64: 128, 128: 48}  # keys of a tile, by D: with more of them registers spill
-WARP_M = 32  # queries of a warp: a fragment of k and v serves two of q
-THREADS = BLOCK_M // WARP_M * 32
+# Queries and keys of a tile, and queries of a warp, by D. With two fragments of queries a warp reads
+# k and v half as often from shared memory; with more keys registers spill.
+TILES = {64: (128, 128, 32), 128: (128, 48, 32)}
+FEW = (64, 64, 16)  # of up to as many queries, whose time is that of k and v from memory
 
 SOURCE = CudaSource(Path(__file__).with_name("flash_forward.cu"))
 
@@ -21,9 +21,11 @@ def flash_forward(q, k, v, causal, sm_scale):
     o = torch.empty_like(q)
     lse = torch.empty((B, H, M), dtype=torch.float32, device=q.device)
     if o.numel() > 0:
-        grid, shared_bytes = (B * H * -(-M // BLOCK_M),), 2 * (BLOCK_M + 2 * BLOCK_N[D]) * D
+        BLOCK_M, BLOCK_N, WARP_M = TILES[D] if M > FEW[0] else FEW
+        THREADS = BLOCK_M // WARP_M * 32
+        grid, shared_bytes = (B * H * -(-M // BLOCK_M),), 2 * (BLOCK_M + 2 * BLOCK_N) * D
         offset = N - M if causal else N  # query i sees the keys j <= i + offset
-        template = dict(T=q.dtype, D=D, BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N[D], WARP_M=WARP_M)
+        template = dict(T=q.dtype, D=D, BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, WARP_M=WARP_M)
         args = (q, k, v, o, lse, H, H // max(1, H_kv), M, N, offset)
         args += tuple(stride for x in (q, k, v, o) for stride in x.stride()[:3])
         SOURCE.launch(

@@ -23,16 +23,17 @@ from implementations.instructions.attention import (
 from implementations.instructions.reduce import Max, Sum
 from implementations.phase5_flash_attention.day32_flash_forward.flash_forward import check
 
-BLOCK_M = 128  # queries of a tile
-BLOCK_N = {64: 128, 128: 64}  # keys of a tile, by D: with more of them registers spill
-WARP_M = 32  # queries of a warp: a fragment of k and v serves two of q
-THREADS = BLOCK_M // WARP_M * 32
+# Queries and keys of a tile, and queries of a warp, by D. With two fragments of queries a warp reads
+# k and v half as often from shared memory; with more keys registers spill.
+TILES = {64: (128, 128, 32), 128: (128, 64, 32)}
+FEW = (64, 64, 16)  # of up to as many queries, whose time is that of k and v from memory
 
 LOG2_E = float32(1.44269504088896)
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
-def flash_forward_kernel(dtype, D, BLOCK_N):
+def flash_forward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_M):
+    THREADS = BLOCK_M // WARP_M * 32
     FRAGMENTS_M, FRAGMENTS_N = WARP_M // 16, BLOCK_N // 8  # of a warp, down and across
     load_q = load_strided_rows(BLOCK_M, D, THREADS)
     load_k = load_v = load_strided_rows(BLOCK_N, D, THREADS)
@@ -170,12 +171,14 @@ def flash_forward(q, k, v, causal, sm_scale):
     o = torch.empty_like(q)
     lse = torch.empty((B, H, M), dtype=torch.float32, device=q.device)
     if o.numel() > 0:
-        grid, shared_bytes = (B * H * -(-M // BLOCK_M),), 2 * (BLOCK_M + 2 * BLOCK_N[D]) * D
+        BLOCK_M, BLOCK_N, WARP_M = TILES[D] if M > FEW[0] else FEW
+        THREADS = BLOCK_M // WARP_M * 32
+        grid, shared_bytes = (B * H * -(-M // BLOCK_M),), 2 * (BLOCK_M + 2 * BLOCK_N) * D
         offset = N - M if causal else N  # query i sees the keys j <= i + offset
         args = [words(x) for x in (q, k, v, o)] + [lse.view(-1)]
         args += map(np.int32, (H, H // max(1, H_kv), M, N, offset))
         for x in (q, k, v, o):
             args += *x.stride()[:2], np.int32(x.stride(2))
-        kernel = flash_forward_kernel(q.dtype, D, BLOCK_N[D])
+        kernel = flash_forward_kernel(q.dtype, D, BLOCK_M, BLOCK_N, WARP_M)
         launch(kernel, grid, (THREADS,), *args, np.float32(sm_scale), shared_bytes=shared_bytes)
     return o, lse
