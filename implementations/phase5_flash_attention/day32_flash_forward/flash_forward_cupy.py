@@ -10,7 +10,7 @@ from implementations.phase5_flash_attention.day32_flash_forward.flash_forward im
 # Queries and keys of a tile, and queries of a warp, by D. With two fragments of queries a warp reads
 # k and v half as often from shared memory; with more keys registers spill.
 TILES = {64: (128, 128, 32), 128: (128, 48, 32)}
-FEW = (64, 64, 16)  # of up to as many queries, whose time is that of k and v from memory
+FEW = (64, 128, 16)  # of up to as many queries, whose time is that of k and v from memory
 
 SOURCE = CudaSource(Path(__file__).with_name("flash_forward.cu"))
 
