@@ -23,7 +23,10 @@ __device__ __forceinline__ void wait_turn(const int* counter, int turn) {
 // of them have stored is seen by whom it lets go on.
 __device__ __forceinline__ void pass_turn(int* counter, int turn) {
 #ifdef STUDY_CPU
-    __atomic_store_n(counter, turn, __ATOMIC_RELEASE);
+    const int now = __atomic_exchange_n(counter, turn, __ATOMIC_ACQ_REL);
+    if (now != turn - 1)  // on a GPU whoever is late would take back a later turn
+        study::fail(study::from("pass_turn"),
+                    study::format("pass_turn: turn %d does not follow, at %d", turn, now));
 #else
     asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(counter), "r"(turn) : "memory");
 #endif

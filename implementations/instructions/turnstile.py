@@ -29,4 +29,6 @@ def wait_turn(counter, turn):
 def pass_turn(counter, turn):
     """Let the counter be `turn`, the next one. One thread of a block does it, after a barrier: what
     all of them have stored is seen by whom it lets go on."""
+    if counter[0] != turn - 1:  # on a GPU whoever is late would take back a later turn
+        raise RuntimeError(f"pass_turn: turn {turn} does not follow, at {counter[0]}")
     counter[0] = turn

@@ -12,8 +12,8 @@ Status of a mutant:
     survived    accepted everywhere: a check, a size or an input is missing
     equivalent  accepted everywhere, and `equivalent_mutants.csv` says why it is not wrong
     not built   no kernel at all: refused by the compiler, or in Python by what stands in for it
-    too large   not tried: it needs more elements than a CPU has room for, of `huge_sizes`, which a
-                GPU checks; where the spec has none it survived
+    too large   it needs more elements than a CPU has room for, which a GPU checks: of `huge_sizes`,
+                where the spec has some, or of others, if `equivalent_mutants.csv` says of which
 """
 
 import importlib
@@ -65,7 +65,7 @@ NEEDS_HUGE = "needs more than 2^31 elements: `huge_sizes`"
 RAISED = (
     ("AddressSanitizer|lie in no tensor", "addresses"),
     ("ThreadSanitizer", "races"),
-    ("deadlock|takes no part|must be in the mask", "deadlock"),
+    ("deadlock|takes no part|must be in the mask|never comes|does not follow", "deadlock"),
     ("no answer within", "time limit"),
     ("terminated abruptly|killed by|exited with", "crash"),
     ("out of bounds|could not broadcast input array", "indices"),
@@ -193,7 +193,7 @@ class Trials:
                 break
         reason = self.listed.get(mutant.key, "")
         if row["status"] == "survived" and reason:
-            row["status"] = "equivalent"
+            row["status"] = TOO_LARGE if reason.startswith(TOO_LARGE) else "equivalent"
         elif mutant.operator in BEYOND and registry.spec(mutant.kernel).huge_sizes:
             row["status"], reason = TOO_LARGE, NEEDS_HUGE
         row |= {"reason": reason, "seconds": round(time.monotonic() - begun, 2)}
@@ -232,6 +232,11 @@ def listed() -> dict[tuple, str]:
     """By the key of a mutant that is not wrong, the reason why."""
     table = pd.read_csv(EQUIVALENT)
     return {_key(row): row["reason"] for row in table.to_dict("records")}
+
+
+def is_listed(row: dict) -> bool:
+    """Whether its status comes from `equivalent_mutants.csv`."""
+    return row["status"] in ("equivalent", TOO_LARGE) and row["reason"] != NEEDS_HUGE
 
 
 def known(table: pd.DataFrame) -> dict[tuple, tuple]:
@@ -279,7 +284,7 @@ def run(selection: Selection, *, fresh: bool = False, data: Path) -> bool:
         def row_of(worker: Worker, mutant: Mutant) -> dict:
             reason = reasons.get(mutant.key, "")
             row = done.get(mutant.key)
-            if row is None or bool(reason) != (row["status"] == "equivalent"):
+            if row is None or bool(reason) != is_listed(row):
                 return trials(worker, mutant)
             return row | {"line": mutant.line} | ({"reason": reason} if reason else {})
 

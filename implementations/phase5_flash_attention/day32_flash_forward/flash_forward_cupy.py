@@ -7,8 +7,8 @@ import torch
 from implementations.common.cuda_cpp import CudaSource
 from implementations.phase5_flash_attention.day32_flash_forward.flash_forward import check
 
-# Queries and keys of a tile, and queries of a warp, by D. With two fragments of queries a warp reads
-# k and v half as often from shared memory; with more keys registers spill.
+# Queries and keys of a tile, and queries of a warp, by D: with two fragments of them a warp reads
+# k and v half as often from shared memory. With more keys registers spill.
 TILES = {64: (128, 128, 32), 128: (128, 48, 32)}
 FEW = (64, 128, 16)  # of up to as many queries, whose time is that of k and v from memory
 
