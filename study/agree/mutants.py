@@ -193,7 +193,7 @@ class Trials:
                 break
         reason = self.listed.get(mutant.key, "")
         if row["status"] == "survived" and reason:
-            row["status"] = TOO_LARGE if reason.startswith(TOO_LARGE) else "equivalent"
+            row["status"] = by_the_list(reason)
         elif mutant.operator in BEYOND and registry.spec(mutant.kernel).huge_sizes:
             row["status"], reason = TOO_LARGE, NEEDS_HUGE
         row |= {"reason": reason, "seconds": round(time.monotonic() - begun, 2)}
@@ -234,6 +234,11 @@ def listed() -> dict[tuple, str]:
     return {_key(row): row["reason"] for row in table.to_dict("records")}
 
 
+def by_the_list(reason: str) -> str:
+    """The status of what was accepted everywhere, for a reason of `equivalent_mutants.csv`."""
+    return TOO_LARGE if reason.startswith(TOO_LARGE) else "equivalent"
+
+
 def is_listed(row: dict) -> bool:
     """Whether its status comes from `equivalent_mutants.csv`."""
     return row["status"] in ("equivalent", TOO_LARGE) and row["reason"] != NEEDS_HUGE
@@ -248,13 +253,13 @@ def known(table: pd.DataFrame) -> dict[tuple, tuple]:
     return {_key(row): (row["dtype"], row["size"], row["conditions"]) for row in rows}
 
 
-def tried(table: pd.DataFrame) -> dict[tuple, dict]:
+def tried(table: pd.DataFrame, reasons: dict[tuple, str]) -> dict[tuple, dict]:
     """By the key of a mutant in mutants.csv: its row, where it need not be tried again, as its
-    source is the present one and it did not survive."""
+    source is the present one, and if it survived it is listed since."""
     return {
         _key(row): row
         for row in table.astype(object).fillna("").to_dict("records")
-        if row["status"] != "survived"
+        if (row["status"] != "survived" or _key(row) in reasons)
         and row["source_hash"] == _fingerprint(row["kernel"], row["backend"])
     }
 
@@ -274,7 +279,7 @@ def run(selection: Selection, *, fresh: bool = False, data: Path) -> bool:
     """
     path, reasons, rows = data / "mutants.csv", listed(), []
     before = store.read(path)
-    done = {} if fresh else tried(before)
+    done = {} if fresh else tried(before, reasons)
     with (
         tempfile.TemporaryDirectory() as folder,
         workers(len(os.sched_getaffinity(0)), ON_CPU) as each,
@@ -284,6 +289,8 @@ def run(selection: Selection, *, fresh: bool = False, data: Path) -> bool:
         def row_of(worker: Worker, mutant: Mutant) -> dict:
             reason = reasons.get(mutant.key, "")
             row = done.get(mutant.key)
+            if row and row["status"] == "survived":
+                row |= {"status": by_the_list(reason)}
             if row is None or bool(reason) != is_listed(row):
                 return trials(worker, mutant)
             return row | {"line": mutant.line} | ({"reason": reason} if reason else {})

@@ -130,6 +130,7 @@ CHECK = (  # B, H, M, N, D, causal; tiles have 128 queries or keys, and of M - N
     *((1, 1, 150, 140, 64, True), (1, 1, 40, 200, 128, True)),
     *((1, 1, 1, 1030, 64, False),),  # longer than is held
 )
+MORE = (size(1, 1, 3, 16_400, 64, False),)  # of three parts that are held one after another
 BENCH = tuple(
     size(4, 16, n, n, D, causal)
     for D in HEAD_DIMS
@@ -149,6 +150,7 @@ SPEC = KernelSpec(
     make_inputs=make_inputs,
     work=work,
     check_sizes=tuple(size(*s) for s in CHECK),
+    more_sizes=MORE,
     bench_sizes=BENCH,
     headline=size(4, 16, 4096, 4096, 128, False),
     huge_sizes=tuple(size(*s) for s in HUGE),
