@@ -40,7 +40,8 @@ CHECK = (  # B, H, M, N, D, causal; tiles have up to 128 queries or keys
     *((2, 2, 3, 5, 64, True), (0, 1, 2, 2, 64, False), (1, 2, 0, 3, 64, True)),
     *((1, 2, 3, 0, 128, False), (1, 1, 1, 1, 128, True), (4, 1, 2, 17, 64, False)),
     *((1, 1, 65, 150, 64, True), (1, 1, 133, 5, 64, True), (1, 1, 130, 70, 64, False)),
-    (1, 1, 40, 100, 128, True),
+    # in the last, a tile of queries of which some see no key
+    *((1, 1, 40, 100, 128, True), (1, 1, 20, 12, 64, True)),
 )
 BENCH = tuple(
     size(*shape, D, causal)

@@ -485,6 +485,8 @@ class Kernel:
         grid, block, *rest = configuration
         grid, block = (Dim3(*d, *(1,) * (3 - len(d))) for d in (grid, block))
         shared_bytes = rest[1] if len(rest) > 1 else 0
+        if 0 in grid:  # which the driver refuses too
+            raise ValueError(f"a grid must have at least one block, got {tuple(grid)}")
         threads = block.x * block.y * block.z
         if threads > MAX_THREADS:
             raise ValueError(f"a block must have at most {MAX_THREADS} threads, got {threads}")
