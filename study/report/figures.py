@@ -572,10 +572,18 @@ def _tokens(data: Data, kernel: str, backend: str) -> float:
     return data.tokens(kernel, backend, helpers="with").value
 
 
+def _is_counted(data: Data, kernel: str) -> bool:
+    """Whether counters.csv has any of the sizes that are counted."""
+    cells = product(looks(), registry.spec(kernel).counted)
+    moved = (data.moved(kernel, b, headline(kernel)[0], size_text(size)) for b, size in cells)
+    return any(np.isfinite(estimate.value) for estimate in moved)
+
+
 def moved_by_size(data: Data, name: str) -> Figure:
     """The bytes that a call of each rung moved, counted at the memory (filled) and at the L2, over
-    the compulsory ones; beside them those of the day's model, or 1 where it has none."""
-    kernels = [kernel for kernel in rungs(name)[0] if registry.spec(kernel).counted]
+    the compulsory ones; beside them those of the day's model, or 1 where it has none. Rungs of
+    which nothing is counted are left out."""
+    kernels = [kernel for kernel in rungs(name)[0] if _is_counted(data, kernel)]
     with matplotlib.rc_context(STYLE):
         figure, axes = plt.subplots(
             *(1, max(len(kernels), 1)),

@@ -67,7 +67,7 @@ class Prose:
             "tokens",
             "ceiling",
             "machine_code",
-            "counter",
+            *("counter", "moved"),
             "finite",
             "largest",
             "intensity",
