@@ -602,15 +602,16 @@ def moved_by_size(data: Data, name: str) -> Figure:
                 spec.traffic(torch_dtype, **size) if spec.traffic else least
                 for size, least in zip(spec.counted, compulsory, strict=True)
             ]
-            x = range(len(sizes))
+            x = np.arange(len(sizes))
             ax.plot(x, np.divide(model, compulsory), color=INK, lw=1, ls=(0, (2, 2)), zorder=1)
-            for backend, look in looks().items():
+            for place, (backend, look) in enumerate(looks().items()):
                 of = kernel, backend
                 moved = [data.moved(*of, dtype, size).value for size in sizes]
                 asked = [data.counter(*of, "l2_bytes", dtype, size).value for size in sizes]
-                style = {"marker": look.marker, "color": look.color, "ls": "", "ms": 5}
-                ax.plot(x, np.divide(moved, compulsory), mec=PAPER, **style)
-                ax.plot(x, np.divide(asked, compulsory), mfc="none", **style)
+                beside = x + (place - 1) * 0.25
+                style = {"marker": look.marker, "color": look.color, "ls": "", "ms": 3.5}
+                ax.plot(beside, np.divide(moved, compulsory), **style)
+                ax.plot(beside, np.divide(asked, compulsory), mfc="none", **style)
             ax.set(xlabel=label, yscale="log")
             ax.set_xticks(x, [_tick(at[size]) for size in sizes], rotation=90)
             ax.set_title(kernel, fontsize=7)

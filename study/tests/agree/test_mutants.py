@@ -5,6 +5,7 @@ what it wrote to data/ is held against the sources.
 """
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -633,11 +634,35 @@ def test_what_was_tried_on_this_source_is_kept(run, double_it, tmp_path):
     assert run("survived", listed=listed) and run.tried == []
     assert not run("survived") and run.tried == every[:1]  # of which the list says no more
     assert not run("survived", source=now) and run.tried == every[:1]  # nor may it stay so
+    assert run("killed", listed=listed) and run.tried == []  # before the list says why it survived
+    found = pd.read_csv(tmp_path / "mutants.csv")
+    assert found["status"].tolist() == ["equivalent", *["killed"] * (len(every) - 1)]
+    listed = {every[0]: "too large: it takes a matrix of other sizes"}
+    assert run("killed", listed=listed) and run.tried == []
 
     path = double_it / "double_it_triton.py"
     path.write_text(path.read_text().replace("256", "128"))
     mutants._fingerprint.cache_clear()
     assert run("killed", "values", source="0") and len(run.tried) == len(every)
+
+
+def test_an_interruption_keeps_what_was_tried(run, tmp_path, monkeypatch):
+    every = [mutant.key for mutant in faults.mutants("double_it", "triton")]
+    now = fingerprint("double_it", "triton")
+    assert run("killed", "values", source=now)
+    told = []
+
+    def step(text):
+        told.append(text)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(mutants, "progress", lambda *args: nullcontext(step))
+    with pytest.raises(KeyboardInterrupt):
+        run("survived", source=now, fresh=True)
+    found = pd.read_csv(tmp_path / "mutants.csv")
+    assert [tuple(key) for key in found[mutants.KEY].itertuples(index=False)] == every
+    assert found["status"].tolist() == ["survived", *["killed"] * (len(every) - 1)]
 
 
 def test_run_keeps_rows_and_knows_what_killed(run, tmp_path, capsys):

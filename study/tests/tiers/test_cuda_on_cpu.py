@@ -688,6 +688,15 @@ def test_a_turn_that_never_comes(run):
         run(TURNS, "append<1>", 32, x, counter)
 
 
+def test_a_turn_is_passed_once(run):
+    source = """
+#include "turnstile.cuh"
+__global__ void pass_twice(int* counter) { pass_turn(counter, 1); }
+"""
+    with pytest.raises(RuntimeError, match="pass_turn: turn 1 does not follow, at 1"):
+        run(source, "pass_twice", 2, torch.zeros(1, dtype=torch.int32))
+
+
 # --- errors --------------------------------------------------------------------------------------
 
 WRONG = """

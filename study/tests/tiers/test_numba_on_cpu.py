@@ -292,6 +292,11 @@ def test_block_too_large_is_refused():
         run(reverse, np.zeros(1), block=(33, 32))
 
 
+def test_grid_of_no_blocks_is_refused():
+    with pytest.raises(ValueError, match="a grid must have at least one block, got"):
+        run(reverse, np.zeros(1), grid=(0,))
+
+
 def test_libdevice_rounds_once():
     def kernel(out, x):
         i = cuda.threadIdx.x
@@ -649,3 +654,12 @@ def test_a_turn_that_never_comes():
     x, counter = np.zeros(32, np.float32), np.zeros(1, np.int32)
     with pytest.raises(RuntimeError, match="wait_turn: turn 1 never comes, at 0"):
         run(append, x, counter, 1)
+
+
+def pass_twice(counter):
+    turnstile.pass_turn(access.global_address(counter, 0), 1)
+
+
+def test_a_turn_is_passed_once():
+    with pytest.raises(RuntimeError, match="pass_turn: turn 1 does not follow, at 1"):
+        run(pass_twice, np.zeros(1, np.int32), block=(2,))
