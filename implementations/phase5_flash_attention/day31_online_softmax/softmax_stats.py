@@ -14,9 +14,9 @@ MAX_N = 2**33  # in Triton a program holds the pairs of all of a row's parts of 
 
 
 def softmax_stats(x):
-    """m, the maximum of each row, and l, its sum of exp(x - m): log of the sum of exp(x) is
-    m + log(l).
+    """m, the maximum of each row, and l, its sum of exp(x - m).
 
+    The logarithm of the sum of exp(x) is m + log(l).
     x: (M, N), N ≤ 8589934592, float32, float16 or bfloat16, contiguous. Returns m and l, (M,),
     float32, as the exponentials and their sum are. Where no finite maximum can be subtracted,
     m + log(l) still holds: a row without elements, or all -inf, has m = -inf and l = 0; one with

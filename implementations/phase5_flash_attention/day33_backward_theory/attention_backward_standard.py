@@ -22,10 +22,9 @@ AT_ONCE = 2**28  # scores that make_inputs holds
 
 
 def attention_backward_standard(q, k, v, o, do, causal, sm_scale):
-    """The gradients of a loss with respect to q, k and v, where do is that with respect to
-    o = softmax(sm_scale·q@kᵀ) @ v.
+    """The gradients of a loss with respect to q, k and v, from do, that with respect to o.
 
-    With s = sm_scale·q@kᵀ and p = softmax(s), of each head:
+    o is softmax(sm_scale·q@kᵀ) @ v. With s = sm_scale·q@kᵀ and p = softmax(s), of each head:
         dv = pᵀ@do          dp = do@vᵀ          delta = Σ o∘do, of each row
         ds = p∘(dp - delta)          dq = sm_scale·ds@k          dk = sm_scale·dsᵀ@q
     as the gradient of softmax is p∘(dp - Σ p∘dp), and Σ p∘dp = Σ (p@v)∘do = Σ o∘do.
