@@ -582,8 +582,9 @@ def _is_counted(data: Data, kernel: str) -> bool:
 def moved_by_size(data: Data, name: str) -> Figure:
     """The bytes that a call of each rung moved, counted at the memory (filled) and at the L2, over
     the compulsory ones; beside them those of the day's model, or 1 where it has none. Rungs of
-    which nothing is counted are left out."""
-    kernels = [kernel for kernel in rungs(name)[0] if _is_counted(data, kernel)]
+    which nothing is counted are left out, unless that is all."""
+    every = [kernel for kernel in rungs(name)[0] if registry.spec(kernel).counted]
+    kernels = [kernel for kernel in every if _is_counted(data, kernel)] or every
     with matplotlib.rc_context(STYLE):
         figure, axes = plt.subplots(
             *(1, max(len(kernels), 1)),
