@@ -22,6 +22,7 @@ def wait_turn(counter, turn):
     see what the blocks before have stored."""
     if counter[0] != turn:  # blocks run one after another, to their ends
         raise RuntimeError(f"wait_turn: turn {turn} never comes, at {counter[0]}")
+    counter[0] = ~turn  # who passes a turn must have waited for it
 
 
 @kind("barrier")
@@ -29,6 +30,6 @@ def wait_turn(counter, turn):
 def pass_turn(counter, turn):
     """Let the counter be `turn`, the next one. One thread of a block does it, after a barrier: what
     all of them have stored is seen by whom it lets go on."""
-    if counter[0] != turn - 1:  # on a GPU whoever is late would take back a later turn
+    if counter[0] != ~(turn - 1):  # on a GPU whoever is late would take back a later turn
         raise RuntimeError(f"pass_turn: turn {turn} does not follow, at {counter[0]}")
     counter[0] = turn

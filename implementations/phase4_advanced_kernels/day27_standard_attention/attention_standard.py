@@ -54,6 +54,12 @@ def make_inputs(dtype, device, seed, B, H, M, N, D, causal):
     # the scores of two queries of three lie so far from zero that exp under- or overflows
     q[..., 0] = 25 * D**0.5 * ((torch.arange(M, device=device) + 1) % 3 - 1)
     k[..., 0] = 4
+    if dtype == torch.bfloat16:  # beyond what float16 holds: values, a score, and a weight
+        v *= 2**20
+        q[..., 3:4, 0] = 20_000 * D**0.5
+        q[..., 1] = D**0.5
+        k[..., 1:2, 1] = -20
+        v[..., 1:2, :] *= 2**30
     return q.to(dtype), k.to(dtype), v.to(dtype), causal, D**-0.5
 
 

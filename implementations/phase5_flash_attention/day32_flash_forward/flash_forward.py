@@ -76,16 +76,24 @@ def make_inputs(dtype, device, seed, B, H, G, M, N, D, causal, heads_last=False)
     # later a key, the larger its score: the maximum moves, and sums are worth less and less.
     q[..., 0] = 25 * D**0.5 * ((torch.arange(M, device=device) + 1) % 3 - 1)
     k[..., 0] = 4
-    q[..., 1] = D**0.5
+    kind = torch.arange(M, device=device) % 4
+    q[..., 1] = D**0.5 * (kind < 3)
     k[..., 1] += torch.linspace(-4, 4, N, device=device)
-    # Every fourth query has keys, the last ones of tiles of many sizes, that are worth 10**6 times
-    # any before: whose maximum misses one has weights beyond fp16. One score is beyond it itself.
-    q[..., 2] = D**0.5 * (torch.arange(M, device=device) % 4 == 2)
+    # Some queries have keys, the last ones of tiles of many sizes, that are worth 10**43 times any
+    # before: whose maximum misses one has weights beyond float32. In bfloat16 10**4 times, as
+    # gradients would be subnormal there.
+    q[..., 2] = D**0.5 * (kind == 2)
     for steps, last in enumerate((15, 31, 47, 63, 127), 1):
-        k[..., last : last + 1, 2] = 14 * steps
-    q[..., -1:, 0] = 17_000
-    if dtype == torch.bfloat16:
-        v *= 2**20  # as are all values
+        k[..., last : last + 1, 2] = (100 if dtype == torch.float16 else 10) * steps
+    # Others have a first key beside which any other is lost in a float16 sum, but not all of them.
+    q[..., 3] = D**0.5 * (kind == 3)
+    k[..., 3] = 0
+    k[..., :1, 3] = 9
+    q[..., 4:5, 0] = 17_000  # a score beyond float16
+    if dtype == torch.bfloat16:  # beyond it: all values, and a weight, whose value is huge
+        v *= 2**20
+        k[..., 1:2, 1] = -17
+        v[..., 1:2, :] *= 2**25
     return q.to(dtype), k.to(dtype), v.to(dtype), causal, D**-0.5
 
 

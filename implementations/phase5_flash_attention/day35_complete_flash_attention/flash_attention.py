@@ -173,7 +173,7 @@ def size(*dimensions, gradients=True, **layout):
 
 CHECK = (  # B, H, G, M, N, D, causal
     *((2, 2, 2, 3, 5, 64, True), (0, 1, 1, 2, 2, 64, False), (1, 1, 1, 20, 17, 128, True)),
-    *((1, 1, 1, 3, 0, 64, False), (1, 1, 1, 4, 203, 64, True), (1, 2, 1, 113, 64, 64, False)),
+    *((1, 1, 1, 3, 0, 64, False), (1, 1, 1, 1, 203, 64, True), (1, 2, 1, 113, 64, 64, False)),
 )
 # The lengths of queries and keys that FlashAttention's own tests take, checked on a GPU only.
 LENGTHS = (
