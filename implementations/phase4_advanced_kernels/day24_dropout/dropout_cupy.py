@@ -1,4 +1,4 @@
-"""Each thread owns a pack of 16 bytes and its part of the mask, and makes its random words."""
+"""Each thread owns packs of 16 bytes and their parts of the mask, and makes its random words."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from implementations.common.cuda_cpp import CudaSource
 from implementations.phase4_advanced_kernels.day24_dropout.dropout import check
 
 BLOCK = 256
+PACKS_OF = {4: 1, 2: 2}  # of a thread, by the bytes of an element
 
 SOURCE = CudaSource(Path(__file__).with_name("dropout.cu"))
 
@@ -17,9 +18,12 @@ def dropout(x, p, seed):
     N = x.numel()
     y = torch.empty_like(x)
     keep = torch.empty_like(x, dtype=torch.bool)
+    if p == 1:  # no word is as large as the threshold
+        return y.zero_(), keep.zero_()
     if N > 0:
-        VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
-        grid = (-(-N // (BLOCK * VEC)),)
+        size = x.element_size()
+        VEC, PACKS = 16 // size, PACKS_OF[size]  # elements of a pack of 16 bytes
+        grid = (-(-N // (BLOCK * PACKS * VEC)),)
         args = x, y, keep, N, threshold, scale, seed
-        SOURCE.launch("dropout_kernel", grid, (BLOCK,), *args, T=x.dtype)
+        SOURCE.launch("dropout_kernel", grid, (BLOCK,), *args, T=x.dtype, PACKS=PACKS)
     return y, keep

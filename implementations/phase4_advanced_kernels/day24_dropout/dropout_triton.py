@@ -13,7 +13,7 @@ NUM_WARPS = 4
 def dropout_kernel(
     x_ptr, y_ptr, keep_ptr,
     N,
-    threshold: tl.int64, scale, seed: tl.int64,
+    threshold: tl.uint32, scale, seed: tl.int64,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)  # N may exceed 2^31
@@ -41,6 +41,8 @@ def dropout(x, p, seed):
     N = x.numel()
     y = torch.empty_like(x)
     keep = torch.empty_like(x, dtype=torch.bool)
+    if p == 1:  # no word is as large as the threshold
+        return y.zero_(), keep.zero_()
     if N > 0:
         # a pack of 16 bytes a thread, so that x, y and the mask are laid out over threads alike
         BLOCK = NUM_WARPS * 32 * 16 // x.element_size()

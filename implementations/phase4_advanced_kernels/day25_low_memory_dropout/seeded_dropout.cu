@@ -1,44 +1,49 @@
-// Each thread owns one pack of 16 bytes: every access is 128 bits wide and coalesced. One call of
-// Philox gives the words of four elements.
+// Each block owns PACKS packs of 16 bytes a thread, neighbouring threads neighbouring packs: every
+// access is 128 bits wide and coalesced, and a thread's loads are all under way while its words are
+// made. One call of Philox gives the words of four elements.
 //
-// T: the element type. It is multiplied in fp32 and rounded to T once.
+// T: the element type. It is multiplied in fp32 and rounded to T once. PACKS: of a thread.
 #include "access.cuh"
 #include "philox.cuh"
 
-template <typename T>
+template <typename T, int PACKS>
 __global__ void seeded_dropout_kernel(const T* __restrict__ x, T* __restrict__ y, long long N,
-                                      long long threshold, float scale, long long seed) {
+                                      unsigned threshold, float scale, long long seed) {
     constexpr int VEC = 16 / sizeof(T);
-    const long long tid = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    const long long i = tid * VEC;  // 64-bit: N may exceed 2^31
+    const int step = blockDim.x * VEC;                             // from a pack to the next
+    const long long first = (long long)blockIdx.x * PACKS * step;  // 64-bit: N may exceed 2^31
 
-    // The load is under way while the words are made.
-    Pack<T> pack;
-    if (i + VEC <= N) {
-        pack = load_pack<VEC>(x + i);
-    } else {  // the last pack is partial, and threads beyond it have none
+    if (first + PACKS * step <= N) {
+        Pack<T> packs[PACKS];
 #pragma unroll
-        for (int k = 0; k < VEC; ++k)
-            if (i + k < N) pack.v[k] = x[i + k];
-    }
-
+        for (int p = 0; p < PACKS; ++p)
+            packs[p] = load_pack<VEC>(x + first + p * step + threadIdx.x * VEC);
 #pragma unroll
-    for (int c = 0; c < VEC / 4; ++c) {
-        const Words words = philox_4x32(seed, tid * (VEC / 4) + c);
+        for (int p = 0; p < PACKS; ++p) {
+            const long long i = first + p * step + threadIdx.x * VEC;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            const int k = 4 * c + j;
-            const bool kept = words.v[j] >= threshold;
-            // A NaN is dropped too: it is not multiplied by 0.
-            pack.v[k] = T(kept ? float(pack.v[k]) * scale : 0.f);
+            for (int c = 0; c < VEC / 4; ++c) {
+                const Words words = philox_4x32(seed, i / 4 + c);
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    T& value = packs[p].v[4 * c + j];
+                    const bool kept = words.v[j] >= threshold;
+                    const float scaled = float(value) * scale;
+                    value = T(kept ? scaled : 0.f);  // a NaN is dropped too
+                }
+            }
+            store_pack(y + i, packs[p]);
         }
-    }
-
-    if (i + VEC <= N) {
-        store_pack(y + i, pack);
-    } else {
+    } else {  // the last block goes four by four
+#pragma unroll 1
+        for (long long c = first / 4 + threadIdx.x; 4 * c < N; c += blockDim.x) {
+            const Words words = philox_4x32(seed, c);
 #pragma unroll
-        for (int k = 0; k < VEC; ++k)
-            if (i + k < N) y[i + k] = pack.v[k];
+            for (int j = 0; j < 4; ++j)
+                if (4 * c + j < N) {
+                    const bool kept = words.v[j] >= threshold;
+                    y[4 * c + j] = T(kept ? float(x[4 * c + j]) * scale : 0.f);
+                }
+        }
     }
 }

@@ -1,4 +1,4 @@
-"""Each thread owns a pack of 16 bytes and makes its random words anew."""
+"""Each thread owns packs of 16 bytes and makes its random words anew."""
 
 from functools import cache
 
@@ -12,40 +12,41 @@ from implementations.instructions.philox import philox_4x32
 from implementations.phase4_advanced_kernels.day25_low_memory_dropout.seeded_dropout import check
 
 BLOCK = 256
+PACKS_OF = {4: 1, 2: 4}  # of a thread, by the bytes of an element
 
 
-@cache  # a closure is Numba's template: VEC is a compile-time constant
-def seeded_dropout_kernel(VEC):
+@cache  # a closure is Numba's template: VEC and PACKS are compile-time constants
+def seeded_dropout_kernel(VEC, PACKS):
+    COUNT = PACKS * VEC  # elements of a thread
+
     @cuda.jit
     def kernel(x, y, threshold, scale, seed):
         N = x.size
-        # 64-bit: N may exceed 2^31
-        tid = cuda.grid(1)
-        i = tid * VEC
+        step = cuda.blockDim.x * VEC  # from a pack to the next
+        first = int64(cuda.blockIdx.x) * PACKS * step  # 64-bit: N may exceed 2^31
 
-        # the load is under way while the words are made
-        pack = cuda.local.array(VEC, float32)
-        if i + VEC <= N:
-            load_pack(x, i, pack, 0)
-        else:  # the last pack is partial, and threads beyond it have none
-            for k in range(VEC):
-                if i + k < N:
-                    pack[k] = load(x, i + k)
-
-        for c in range(VEC // 4):
-            words = philox_4x32(seed, tid * (VEC // 4) + c)
-            for j in range(4):
-                k = 4 * c + j
-                kept = int64(words[j]) >= threshold
-                # a NaN is dropped too: it is not multiplied by 0
-                pack[k] = pack[k] * scale if kept else float32(0)
-
-        if i + VEC <= N:
-            store_pack(y, i, pack, 0)
-        else:
-            for k in range(VEC):
-                if i + k < N:
-                    store(y, i + k, pack[k])
+        if first + PACKS * step <= N:
+            values = cuda.local.array(COUNT, float32)
+            for p in range(PACKS):  # all loads are under way while the words are made
+                load_pack(x, first + p * step + cuda.threadIdx.x * VEC, values, p * VEC)
+            for p in range(PACKS):
+                i = first + p * step + cuda.threadIdx.x * VEC
+                for c in range(VEC // 4):
+                    words = philox_4x32(seed, i // 4 + c)
+                    for j in range(4):
+                        k = p * VEC + 4 * c + j
+                        kept = words[j] >= threshold
+                        # a NaN is dropped too: it is not multiplied by 0
+                        values[k] = values[k] * scale if kept else float32(0)
+                store_pack(y, i, values, p * VEC)
+        else:  # the last block goes four by four
+            for c in range(first // 4 + cuda.threadIdx.x, (N + 3) // 4, cuda.blockDim.x):
+                words = philox_4x32(seed, c)
+                for j in range(4):
+                    if 4 * c + j < N:
+                        kept = words[j] >= threshold
+                        value = load(x, 4 * c + j) * scale if kept else float32(0)
+                        store(y, 4 * c + j, value)
 
     return kernel
 
@@ -54,9 +55,12 @@ def seeded_dropout(x, p, seed):
     threshold, scale, seed = check(x, p, seed)
     N = x.numel()
     y = torch.empty_like(x)
+    if p == 1:  # no word is as large as the threshold
+        return y.zero_()
     if N > 0:
-        VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
-        grid = (-(-N // (BLOCK * VEC)),)
-        args = x.view(-1), y.view(-1), threshold, np.float32(scale), seed
-        launch(seeded_dropout_kernel(VEC), grid, (BLOCK,), *args)
+        size = x.element_size()
+        VEC, PACKS = 16 // size, PACKS_OF[size]  # elements of a pack of 16 bytes
+        grid = (-(-N // (BLOCK * PACKS * VEC)),)
+        args = x.view(-1), y.view(-1), np.uint32(threshold), np.float32(scale), seed
+        launch(seeded_dropout_kernel(VEC, PACKS), grid, (BLOCK,), *args)
     return y

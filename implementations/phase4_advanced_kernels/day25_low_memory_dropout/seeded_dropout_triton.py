@@ -6,14 +6,14 @@ import triton.language as tl
 
 from implementations.phase4_advanced_kernels.day25_low_memory_dropout.seeded_dropout import check
 
-BLOCK = 1024
+BLOCK_OF = {4: 1024, 2: 2048}  # elements of a program, by the bytes of one
 
 
 @triton.jit(do_not_specialize=["threshold", "seed"])
 def seeded_dropout_kernel(
     x_ptr, y_ptr,
     N,
-    threshold: tl.int64, scale, seed: tl.int64,
+    threshold: tl.uint32, scale, seed: tl.int64,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)  # N may exceed 2^31
@@ -38,7 +38,10 @@ def seeded_dropout(x, p, seed):
     threshold, scale, seed = check(x, p, seed)
     N = x.numel()
     y = torch.empty_like(x)
+    if p == 1:  # no word is as large as the threshold
+        return y.zero_()
     if N > 0:
+        BLOCK = BLOCK_OF[x.element_size()]
         grid = (triton.cdiv(N, BLOCK),)
         seeded_dropout_kernel[grid](x, y, N, threshold, scale, seed, BLOCK=BLOCK)
     return y

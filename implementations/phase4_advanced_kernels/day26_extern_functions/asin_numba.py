@@ -1,36 +1,42 @@
-"""Each thread owns a pack of 16 bytes; the function is one of libdevice."""
+"""Each thread owns packs of 16 bytes; the function is one of libdevice."""
 
 from functools import cache
 
 import torch
-from numba import cuda, float32
+from numba import cuda, float32, int64
 from numba.cuda import libdevice
 
 from implementations.common.numba_cuda import launch
 from implementations.instructions.access import load, load_pack, store, store_pack
 from implementations.phase4_advanced_kernels.day26_extern_functions.asin import check
 
-BLOCK = 256
+BLOCK = 128
+PACKS_OF = {4: 1, 2: 4}  # of a thread, by the bytes of an element
 
 
-@cache  # a closure is Numba's template: VEC is a compile-time constant
-def asin_kernel(VEC):
+@cache  # a closure is Numba's template: VEC and PACKS are compile-time constants
+def asin_kernel(VEC, PACKS):
+    COUNT = PACKS * VEC  # elements of a thread
+
     @cuda.jit
     def kernel(x, y):
         N = x.size
-        # 64-bit: N may exceed 2^31
-        i = cuda.grid(1) * VEC
+        step = cuda.blockDim.x * VEC  # from a pack to the next
+        first = int64(cuda.blockIdx.x) * PACKS * step  # 64-bit: N may exceed 2^31
 
         # the function is that of fp32, and its result rounded once, when it is stored
-        pack = cuda.local.array(VEC, float32)
-        if i + VEC <= N:
-            load_pack(x, i, pack, 0)
-            for k in range(VEC):
-                pack[k] = libdevice.asinf(pack[k])
-            store_pack(y, i, pack, 0)
-        else:  # the last pack is partial, and threads beyond it have none
-            for k in range(i, N):
-                store(y, k, libdevice.asinf(load(x, k)))
+        values = cuda.local.array(COUNT, float32)
+        if first + PACKS * step <= N:
+            i = first + cuda.threadIdx.x * VEC
+            for p in range(PACKS):  # all loads are under way at once
+                load_pack(x, i + p * step, values, p * VEC)
+            for p in range(PACKS):
+                for k in range(p * VEC, (p + 1) * VEC):
+                    values[k] = libdevice.asinf(values[k])
+                store_pack(y, i + p * step, values, p * VEC)
+        else:  # the last block goes element by element
+            for i in range(first + cuda.threadIdx.x, N, cuda.blockDim.x):
+                store(y, i, libdevice.asinf(load(x, i)))
 
     return kernel
 
@@ -40,7 +46,8 @@ def asin(x):
     N = x.numel()
     y = torch.empty_like(x)
     if N > 0:
-        VEC = 16 // x.element_size()  # elements of a pack of 16 bytes
-        grid = (-(-N // (BLOCK * VEC)),)
-        launch(asin_kernel(VEC), grid, (BLOCK,), x.view(-1), y.view(-1))
+        size = x.element_size()
+        VEC, PACKS = 16 // size, PACKS_OF[size]  # elements of a pack of 16 bytes
+        grid = (-(-N // (BLOCK * PACKS * VEC)),)
+        launch(asin_kernel(VEC, PACKS), grid, (BLOCK,), x.view(-1), y.view(-1))
     return y

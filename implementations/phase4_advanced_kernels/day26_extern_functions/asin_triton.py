@@ -7,7 +7,7 @@ from triton.language.extra import libdevice
 
 from implementations.phase4_advanced_kernels.day26_extern_functions.asin import check
 
-BLOCK = 1024
+BLOCK_OF = {4: 1024, 2: 2048}  # elements of a program, by the bytes of one
 
 
 @triton.jit
@@ -27,6 +27,7 @@ def asin(x):
     N = x.numel()
     y = torch.empty_like(x)
     if N > 0:
+        BLOCK = BLOCK_OF[x.element_size()]
         grid = (triton.cdiv(N, BLOCK),)
         # or libdevice takes subnormal numbers for 0
         asin_kernel[grid](x, y, N, BLOCK=BLOCK, enable_reflect_ftz=False)
