@@ -656,10 +656,15 @@ def test_a_turn_that_never_comes():
         run(append, x, counter, 1)
 
 
-def pass_twice(counter):
-    turnstile.pass_turn(access.global_address(counter, 0), 1)
+def pass_twice(counter, waits):
+    place = access.global_address(counter, 0)
+    if waits and cuda.threadIdx.x == 0:
+        turnstile.wait_turn(place, 0)
+    cuda.syncthreads()
+    turnstile.pass_turn(place, 1)
 
 
-def test_a_turn_is_passed_once():
-    with pytest.raises(RuntimeError, match="pass_turn: turn 1 does not follow, at 1"):
-        run(pass_twice, np.zeros(1, np.int32), block=(2,))
+@pytest.mark.parametrize(("waits", "at"), [(True, 1), (False, 0)])
+def test_a_turn_is_passed_once_and_by_who_waited_for_it(waits, at):
+    with pytest.raises(RuntimeError, match=f"pass_turn: turn 1 does not follow, at {at}"):
+        run(pass_twice, np.zeros(1, np.int32), waits, block=(2,))
