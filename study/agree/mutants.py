@@ -293,11 +293,8 @@ def run(selection: Selection, *, fresh: bool = False, data: Path) -> bool:
                 row |= {"status": by_the_list(reason)}
             if row is None or bool(reason) != is_listed(row):
                 return trials(worker, mutant)
-            return (
-                row
-                | {"line": mutant.line}
-                | ({} if row["reason"] == NEEDS_HUGE else {"reason": reason})
-            )
+            kept = NEEDS_HUGE if row["reason"] == NEEDS_HUGE else reason
+            return row | {"line": mutant.line, "reason": kept}
 
         missing = dict(zip(selection.backends, each(_missing, selection.backends), strict=True))
         present = [backend for backend in selection.backends if not missing[backend]]

@@ -22,7 +22,7 @@ def dropout(x, p, seed):
         return y.zero_(), keep.zero_()
     if N > 0:
         size = x.element_size()
-        VEC, PACKS = 16 // size, PACKS_OF[size]  # elements of a pack of 16 bytes
+        VEC, PACKS = 16 // size, PACKS_OF[size]  # elements of a pack, packs of a thread
         grid = (-(-N // (BLOCK * PACKS * VEC)),)
         args = x, y, keep, N, threshold, scale, seed
         SOURCE.launch("dropout_kernel", grid, (BLOCK,), *args, T=x.dtype, PACKS=PACKS)

@@ -59,7 +59,7 @@ def seeded_dropout(x, p, seed):
         return y.zero_()
     if N > 0:
         size = x.element_size()
-        VEC, PACKS = 16 // size, PACKS_OF[size]  # elements of a pack of 16 bytes
+        VEC, PACKS = 16 // size, PACKS_OF[size]  # elements of a pack, packs of a thread
         grid = (-(-N // (BLOCK * PACKS * VEC)),)
         args = x.view(-1), y.view(-1), np.uint32(threshold), np.float32(scale), seed
         launch(seeded_dropout_kernel(VEC, PACKS), grid, (BLOCK,), *args)

@@ -47,7 +47,7 @@ def asin(x):
     y = torch.empty_like(x)
     if N > 0:
         size = x.element_size()
-        VEC, PACKS = 16 // size, PACKS_OF[size]  # elements of a pack of 16 bytes
+        VEC, PACKS = 16 // size, PACKS_OF[size]  # elements of a pack, packs of a thread
         grid = (-(-N // (BLOCK * PACKS * VEC)),)
         launch(asin_kernel(VEC, PACKS), grid, (BLOCK,), x.view(-1), y.view(-1))
     return y

@@ -85,7 +85,7 @@ def make_inputs(dtype, device, seed, B, H, G, M, N, D, causal, heads_last=False)
     q[..., 2] = D**0.5 * (kind == 2)
     for steps, last in enumerate((15, 31, 47, 63, 127), 1):
         k[..., last : last + 1, 2] = (100 if dtype == torch.float16 else 10) * steps
-    # Others have a first key beside which any other is lost in a float16 sum, but not all of them.
+    # Others have a first key beside which each other one is lost in a float16 sum, not all of them.
     q[..., 3] = D**0.5 * (kind == 3)
     k[..., 3] = 0
     k[..., :1, 3] = 9
