@@ -15,7 +15,8 @@
 // H: heads of k and v, each for `group` neighbouring ones of q. offset: query i of a head sees its
 // keys j <= i + offset. sums, turns: for each tile of queries of each head of q BLOCK_M x D floats,
 // in the order of the registers, which need no value, and the number of key tiles that have been
-// added, from 0 on.
+// added, from 0 on. stride_qb, stride_qh, stride_qm: elements of q from a batch, a head and a row
+// to the next; the other tensors have such as well.
 #include "attention.cuh"
 #include "turnstile.cuh"
 
@@ -52,13 +53,40 @@ __device__ __forceinline__ void add_transposed(float (&rC)[WARP_M / 16][WARP_N /
     }
 }
 
+// Starts the copies of the first `rows` rows of a and of b, whose rows are `stride_a` and
+// `stride_b` elements apart: tiles of ROWS rows, one behind the other. Of the thread's places,
+// which a loop would keep in registers, nothing stays.
+template <int ROWS, int D, int THREADS, typename T>
+__device__ __forceinline__ void load_pair(T* tiles, const T* a, int stride_a, const T* b,
+                                          int stride_b, int rows) {
+    constexpr int CHUNKS = D / 8, STEP = THREADS / CHUNKS;  // chunks of a row; rows at once
+    const int tid = opaque(threadIdx.x);
+    const int row = tid / CHUNKS, col = tid % CHUNKS * 8;
+    T* dst = tiles + row * D + swizzle<D>(row, col);
+    a += (long long)row * stride_a + col;
+    b += (long long)row * stride_b + col;
+#pragma unroll
+    for (int i = 0; i < ROWS; i += STEP) {
+        const int bytes = row + i < rows ? 16 : 0;
+        cp_async_16(dst + i * D, a + i * stride_a, bytes);
+        cp_async_16(dst + (ROWS + i) * D, b + i * stride_b, bytes);
+    }
+}
+
 template <typename T, int D, int BLOCK_M, int BLOCK_N, int WARP_N, int THREADS>
 __global__ void __launch_bounds__(THREADS)
     flash_backward_kernel(const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
                           const float* __restrict__ lse, const float* __restrict__ delta,
                           const T* __restrict__ dO, T* __restrict__ dq, T* __restrict__ dk,
                           T* __restrict__ dv, float* __restrict__ sums, int* __restrict__ turns,
-                          int group, int M, int N, int offset, float sm_scale) {
+                          int H, int group, int M, int N, int offset, long long stride_qb,
+                          long long stride_qh, int stride_qm, long long stride_kb,
+                          long long stride_kh, int stride_kn, long long stride_vb,
+                          long long stride_vh, int stride_vn, long long stride_dob,
+                          long long stride_doh, int stride_dom, long long stride_dqb,
+                          long long stride_dqh, int stride_dqm, long long stride_dkb,
+                          long long stride_dkh, int stride_dkn, long long stride_dvb,
+                          long long stride_dvh, int stride_dvn, float sm_scale) {
     constexpr int STAGE = 2 * BLOCK_M * D;  // a tile of q, then one of dO
     // Of dQ a warp makes a part of 32 rows and WARP_D columns, in PACKS packs of a thread.
     constexpr int WARP_M = 32, WARP_D = BLOCK_M * D / THREADS, PACKS = WARP_M / 16 * (WARP_D / 8);
@@ -67,27 +95,28 @@ __global__ void __launch_bounds__(THREADS)
     T *sK = reinterpret_cast<T*>(bytes), *sV = sK + BLOCK_N * D, *stages = sV + BLOCK_N * D;
     T* sdS = stages + 2 * STAGE;  // transposed: BLOCK_N rows
     float* statistics = reinterpret_cast<float*>(sdS + BLOCK_N * BLOCK_M);  // lse, delta of a stage
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int tiles_m = (M + BLOCK_M - 1) / BLOCK_M, tiles_n = (N + BLOCK_N - 1) / BLOCK_N;
     // The first keys, which most queries see and which are added first, come first; blocks that run
     // at once belong to many heads, and few of them wait for each other.
     const int heads = gridDim.x / tiles_n, head = blockIdx.x % heads, turn = blockIdx.x / heads;
-    const int n0 = turn * BLOCK_N;
-    k += (long long)head * N * D;
-    v += (long long)head * N * D;
+    const int n0 = turn * BLOCK_N, b = head / H, h = head % H;
+    q += b * stride_qb + h * group * stride_qh;  // of the first of its heads
+    dO += b * stride_dob + h * group * stride_doh;
+    dq += b * stride_dqb + h * group * stride_dqh;
+    k += b * stride_kb + h * stride_kh;
+    v += b * stride_vb + h * stride_vh;
 
     // Of each head of q the tiles from that on in which the first query sees the first key.
-    const int first = max(n0 - offset, 0) / BLOCK_M * BLOCK_M;
-    const int steps = n0 - offset < M ? group * ((M - first + BLOCK_M - 1) / BLOCK_M) : 0;
-    auto load = [&](int stage, long long row0, int m0) {
-        T *sQ = stages + stage * STAGE, *sdO = sQ + BLOCK_M * D;
-        load_rows<BLOCK_M, D, THREADS>(sQ, q + row0 * D, m0, M);
-        load_rows<BLOCK_M, D, THREADS>(sdO, dO + row0 * D, m0, M);
+    const int first_query = max(n0 - offset, 0), first = first_query / BLOCK_M * BLOCK_M;
+    q += (long long)first * stride_qm, dO += (long long)first * stride_dom;
+    auto load = [&](int stage, int g, int m0) {
+        T* tiles = stages + stage * STAGE;
+        load_pair<BLOCK_M, D, THREADS>(tiles, q, stride_qm, dO, stride_dom, M - m0);
         float* sLse = statistics + stage * 2 * BLOCK_M;
-        const int i = threadIdx.x;
+        const int i = opaque(threadIdx.x);  // not kept from step to step
         if (i < BLOCK_M) {
             const bool taken = m0 + i < M;  // zeros, as beyond of q and dO, add to no sum
-            const long long at = taken ? row0 + m0 + i : 0;
+            const long long at = taken ? (long long)(head * group + g) * M + m0 + i : 0;
             cp_async_4(sLse + i, lse + at, taken);
             cp_async_4(sLse + BLOCK_M + i, delta + at, taken);
         }
@@ -95,21 +124,28 @@ __global__ void __launch_bounds__(THREADS)
 
     const float scale = sm_scale * LOG2_E;
     float rdK[WARP_N / 16][D / 8][4] = {}, rdV[WARP_N / 16][D / 8][4] = {};
-    int head_q = head * group, m0 = first;  // of the tile of queries
-    int tile = 0;                           // which of all it is
-    load_rows<BLOCK_N, D, THREADS>(sK, k, n0, N);
-    load_rows<BLOCK_N, D, THREADS>(sV, v, n0, N);
-    if (steps > 0) load(0, (long long)head_q * M, m0);
+    int g = first_query < M ? 0 : group, m0 = first;  // of the tile: its head among q's, its rows
+    int tile = -1;                                    // which of all it is
+    k += (long long)n0 * stride_kn, v += (long long)n0 * stride_vn;
+    load_pair<BLOCK_N, D, THREADS>(sK, k, stride_kn, v, stride_vn, N - n0);
+    if (g < group) load(0, g, m0);
     cp_async_commit();
-    for (int step = 0; step < steps; ++step) {
+    for (int step = 0; g < group; ++step) {
         cp_async_wait<0>();
         __syncthreads();  // the tiles have arrived for all, and all have left the other stage
-        if (step > 0 && threadIdx.x == 0) pass_turn(turns + tile, turn + 1);  // all have added
-        int head_next = head_q, m_next = m0 + BLOCK_M;
-        if (m_next >= M) m_next = first, ++head_next;
-        if (step + 1 < steps) load((step + 1) % 2, (long long)head_next * M, m_next);
+        if (tile >= 0 && threadIdx.x == 0) pass_turn(turns + tile, turn + 1);  // all have added
+        int g_next = g, m_next = m0 + BLOCK_M;
+        q += (long long)BLOCK_M * stride_qm, dO += (long long)BLOCK_M * stride_dom;
+        if (m_next >= M) {
+            q += stride_qh - (long long)(m_next - first) * stride_qm;
+            dO += stride_doh - (long long)(m_next - first) * stride_dom;
+            m_next = first, ++g_next;
+        }
+        if (g_next < group) load((step + 1) % 2, g_next, m_next);
         cp_async_commit();
-        const T *sQ = stages + step % 2 * STAGE, *sdO = sQ + BLOCK_M * D;
+        // Of the thread's place, and what follows from it, nothing is kept from step to step.
+        const int lane = opaque(threadIdx.x % 32), warp = opaque(threadIdx.x / 32);
+        const T* sQ = stages + step % 2 * STAGE;
         const float* sLse = statistics + step % 2 * 2 * BLOCK_M + lane % 4 * 2;
         const float* sDelta = sLse + BLOCK_M;
 
@@ -141,6 +177,8 @@ __global__ void __launch_bounds__(THREADS)
                             if (j * 8 + e < seen) rP[i][j][2 * half + e] = 0.f;
                 }
         }
+        // Its place does not stay in registers beside the scores.
+        const T* sdO = stages + opaque(step) % 2 * STAGE + BLOCK_M * D;
         unsigned operand[WARP_N / 16][BLOCK_M / 16][4];
         as_operand<T>(operand, rP);
         add_product<D>(rdV, operand, sdO);
@@ -157,8 +195,7 @@ __global__ void __launch_bounds__(THREADS)
                     rdS[i][j][e] = rP[i][j][e] * (rdS[i][j][e] - of_queries.v[e % 2]);
         }
         as_operand<T>(operand, rdS);
-        // Calculated here, and not kept from step to step.
-        const int row0 = opaque(warp * WARP_N + lane / 4), col0 = lane % 4 * 2;
+        const int row0 = warp * WARP_N + lane / 4, col0 = lane % 4 * 2;
 #pragma unroll
         for (int i = 0; i < WARP_N / 16; ++i)
 #pragma unroll
@@ -170,7 +207,7 @@ __global__ void __launch_bounds__(THREADS)
                         operand[i][j][e];
                 }
 
-        tile = head_q * tiles_m + m0 / BLOCK_M;
+        tile = (head * group + g) * tiles_m + m0 / BLOCK_M;
         // Not the thread that passes turns, whose fence takes as long.
         if (threadIdx.x == THREADS - 1) wait_turn(turns + tile, turn);
         __syncthreads();  // dS has been written, and it is the block's turn
@@ -195,7 +232,7 @@ __global__ void __launch_bounds__(THREADS)
         } else {  // no query of the tile sees a later key
             const int row = m0 + warp % (BLOCK_M / WARP_M) * WARP_M + lane / 4;
             const int col = warp / (BLOCK_M / WARP_M) * WARP_D + lane % 4 * 2;
-            T* to = dq + ((long long)head_q * M + row) * D + col;
+            T* to = dq + g * stride_dqh + (long long)row * stride_dqm + col;
 #pragma unroll
             for (int i = 0; i < WARP_M / 16; ++i)
 #pragma unroll
@@ -203,15 +240,16 @@ __global__ void __launch_bounds__(THREADS)
 #pragma unroll
                     for (int j = 0; j < WARP_D / 8; ++j)
                         if (row + i * 16 + half * 8 < M)
-                            *reinterpret_cast<unsigned*>(to + (i * 16 + half * 8) * D + j * 8) =
+                            *reinterpret_cast<unsigned*>(to + (i * 16 + half * 8) * stride_dqm +
+                                                         j * 8) =
                                 pack_pair<T>(rdQ[i][j][2 * half] * sm_scale,
                                              rdQ[i][j][2 * half + 1] * sm_scale);
         }
-        head_q = head_next, m0 = m_next;
+        g = g_next, m0 = m_next;
     }
     cp_async_wait<0>();  // of keys that no query sees too
     __syncthreads();  // all copies have arrived: the gradients leave through the place of k and v
-    if (steps > 0 && threadIdx.x == 0) pass_turn(turns + tile, turn + 1);
+    if (tile >= 0 && threadIdx.x == 0) pass_turn(turns + tile, turn + 1);
 
 #pragma unroll
     for (auto& row : rdK)
@@ -219,7 +257,9 @@ __global__ void __launch_bounds__(THREADS)
         for (auto& c : row)
 #pragma unroll
             for (float& x : c) x *= sm_scale;
-    const long long at = (long long)opaque(head) * N * D;  // not kept through the loop
-    store_strided_rows<D, WARP_N>(rdK, sK, dk + at, D, n0, N);
-    store_strided_rows<D, WARP_N>(rdV, sV, dv + at, D, n0, N);
+    const int same_head = opaque(blockIdx.x) % heads;  // not kept through the loop
+    dk += same_head / H * stride_dkb + same_head % H * stride_dkh;
+    dv += same_head / H * stride_dvb + same_head % H * stride_dvh;
+    store_strided_rows<D, WARP_N>(rdK, sK, dk, stride_dkn, n0, N);
+    store_strided_rows<D, WARP_N>(rdV, sV, dv, stride_dvn, n0, N);
 }

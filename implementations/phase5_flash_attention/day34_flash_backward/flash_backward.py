@@ -2,7 +2,7 @@
 
 import torch
 
-from implementations.common.check import check_same, check_tensor
+from implementations.common.check import check_rows, check_same, check_tensor
 from implementations.common.rules import AttentionGradient
 from implementations.common.spec import KernelSpec, Work, generator
 from implementations.phase4_advanced_kernels.day27_standard_attention.attention_standard import (
@@ -18,11 +18,12 @@ def flash_backward(q, k, v, o, lse, do, causal, sm_scale):
     """The gradients of flash attention with respect to q, k and v.
 
     q, o, do: (B, H, M, D), k and v: (B, H_kv, N, D), float16 or bfloat16; D 64 or 128, H a multiple
-    of H_kv: as many neighbouring heads of q share one of k and v. lse: (B, H, M), float32: with o
-    what `flash_forward` gave. do: the gradient with respect to o. All are contiguous. causal: query
-    i sees the keys j ≤ i + N - M only. sm_scale: positive.
-    Returns (dq, dk, dv) in the shapes and the dtype of q, k and v; zeros for a query that sees no
-    key and for a key that no query sees.
+    of H_kv: as many neighbouring heads of q share one of k and v. lse: (B, H, M), float32,
+    contiguous: with o what `flash_forward` gave. do: the gradient with respect to o. The rows of
+    the others are without gaps, and other strides may be any multiples of 8. causal: query i sees
+    the keys j ≤ i + N - M only. sm_scale: positive.
+    Returns (dq, dk, dv) in the shapes, the dtype and the order of the strides of q, k and v; zeros
+    for a query that sees no key and for a key that no query sees.
 
     Weights and their gradients are calculated in float32, and rounded to that dtype for their
     products; sums are float32.
@@ -42,12 +43,12 @@ def flash_backward(q, k, v, o, lse, do, causal, sm_scale):
 
 
 def check(q, k, v, o, lse, do, causal, sm_scale):
-    for name, x in (("q", q), ("k", k), ("v", v), ("o", o), ("do", do)):
-        check_tensor(name, x, ndim=4, dtypes=DTYPES)
-    check_tensor("lse", lse, ndim=3, dtypes=(torch.float32,))
     scale = day_32.check(q, k, v, causal, sm_scale)
     for name, x in (("o", o), ("do", do)):
+        check_tensor(name, x, ndim=4, dtypes=DTYPES, strided=True)
+        check_rows(name, x)
         check_same(("q", name), q, x, "shape", "dtype", "device")
+    check_tensor("lse", lse, ndim=3, dtypes=(torch.float32,))
     check_same(("q", "lse"), q, lse, "device")
     if lse.shape != q.shape[:3]:
         raise ValueError(
@@ -57,14 +58,24 @@ def check(q, k, v, o, lse, do, causal, sm_scale):
     return scale
 
 
+def of_any_strides(attention_delta, o, do):
+    """`attention_delta`, which takes contiguous tensors, of views: in the order of o's strides."""
+    order = sorted(range(3), key=o.stride, reverse=True)
+    o, do = (x.permute(*order, 3).contiguous() for x in (o, do))
+    back = [order.index(d) for d in range(3)]
+    return attention_delta(o, do).permute(back).contiguous()
+
+
 def make_inputs(dtype, device, seed, **size):
     q, k, v, causal, sm_scale = day_32.make_inputs(dtype, device, seed, **size)
     o, lse = day_32.flash_forward(q, k, v, causal, sm_scale)
-    do = torch.randn(o.shape, device=device, generator=generator(device, seed + 1))
-    return q, k, v, o, lse, do.to(dtype), causal, sm_scale
+    do = torch.randn(o.shape, device=device, generator=generator(device, seed + 1)).to(dtype)
+    if size.get("heads_last"):  # as flash attention gives o then, in the order of q's strides
+        o, do = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (o, do))
+    return q, k, v, o, lse, do, causal, sm_scale
 
 
-def work(dtype, B, H, G, M, N, D, causal):
+def work(dtype, B, H, G, M, N, D, causal, heads_last=False):
     """Five products: the scores, dP, dV, dK and dQ."""
     rows = B * H * G * M
     bytes = 4 * (rows + B * H * N) * D * dtype.itemsize + 4 * rows
@@ -133,7 +144,11 @@ SPEC = KernelSpec(
     reference=flash_backward,
     make_inputs=make_inputs,
     work=work,
-    check_sizes=tuple(day_32.size(*s) for s in CHECK),
+    check_sizes=(
+        *(day_32.size(*s) for s in CHECK),
+        day_32.size(2, 1, 2, 5, 130, 64, True, heads_last=True),
+        day_32.size(1, 2, 1, 33, 20, 128, False, heads_last=True),
+    ),
     bench_sizes=BENCH,
     headline=day_32.size(4, 16, 1, 4096, 4096, 128, False),
     huge_sizes=(day_32.size(2**20 + 3, 1, 1, 33, 9, 64, False),),

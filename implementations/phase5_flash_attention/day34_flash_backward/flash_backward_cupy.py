@@ -8,7 +8,10 @@ from implementations.common.cuda_cpp import CudaSource
 from implementations.phase5_flash_attention.day33_backward_theory.attention_delta_cupy import (
     attention_delta,
 )
-from implementations.phase5_flash_attention.day34_flash_backward.flash_backward import check
+from implementations.phase5_flash_attention.day34_flash_backward.flash_backward import (
+    check,
+    of_any_strides,
+)
 
 # Keys of a block, queries of a step of its walk, and keys of a warp, by D.
 TILES = {64: (128, 32, 32), 128: (128, 64, 16)}
@@ -24,7 +27,7 @@ def flash_backward(q, k, v, o, lse, do, causal, sm_scale):
         dq.zero_()
     if dk.numel() == 0:
         return dq, dk, dv
-    delta = attention_delta(o, do)
+    delta = of_any_strides(attention_delta, o, do)
     offset = N - M if causal else N  # query i sees the keys j <= i + offset
 
     BLOCK_N, BLOCK_M, WARP_N = TILES[D]
@@ -35,10 +38,11 @@ def flash_backward(q, k, v, o, lse, do, causal, sm_scale):
     sums = lse.new_empty(tiles * BLOCK_M * D if N > BLOCK_N else 0)
     turns = lse.new_zeros(tiles, dtype=torch.int32)
     grid, tensors = (B * H_kv * -(-N // BLOCK_N),), (q, k, v, lse, delta, do, dq, dk, dv)
+    strides = (stride for x in (q, k, v, do, dq, dk, dv) for stride in x.stride()[:3])
     template = dict(T=q.dtype, D=D, BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, WARP_N=WARP_N)
     SOURCE.launch(
         *("flash_backward_kernel", grid, (THREADS,), *tensors, sums, turns),
-        *(H // H_kv, M, N, offset, sm_scale),
+        *(H_kv, H // H_kv, M, N, offset, *strides, sm_scale),
         **(template | dict(THREADS=THREADS, shared_bytes=shared_bytes)),
     )
     return dq, dk, dv

@@ -20,7 +20,7 @@ from implementations.instructions.attention import (
     add_product,
     as_operand,
     exp2_approx,
-    load_rows,
+    load_strided_rows,
     multiply_rows,
     opaque,
     seen_keys,
@@ -32,7 +32,10 @@ from implementations.instructions.turnstile import pass_turn, wait_turn
 from implementations.phase5_flash_attention.day33_backward_theory.attention_delta_numba import (
     attention_delta,
 )
-from implementations.phase5_flash_attention.day34_flash_backward.flash_backward import check
+from implementations.phase5_flash_attention.day34_flash_backward.flash_backward import (
+    check,
+    of_any_strides,
+)
 
 # Keys of a block, queries of a step of its walk, and keys of a warp, by D.
 TILES = {64: (128, 32, 32), 128: (128, 64, 16)}
@@ -88,7 +91,8 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
     WARP_M, WARP_D = 32, BLOCK_M * D // THREADS
     WARPS_M, FRAGMENTS_D = BLOCK_M // WARP_M, WARP_D // 8
     PART, PACKS = (WARP_M // 16, FRAGMENTS_D, 4), WARP_M // 16 * FRAGMENTS_D
-    load_keys, load_queries = load_rows(BLOCK_N, D, THREADS), load_rows(BLOCK_M, D, THREADS)
+    load_keys = load_strided_rows(BLOCK_N, D, THREADS)
+    load_queries = load_strided_rows(BLOCK_M, D, THREADS)
     multiply = multiply_rows(dtype, BLOCK_N, D, WARP_N, BLOCK_M)
     round_weights = as_operand(dtype, FRAGMENTS_N, FRAGMENTS_M)
     add = add_product(dtype, FRAGMENTS_N, BLOCK_M, D)
@@ -99,10 +103,13 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
     assert THREADS >= BLOCK_M, "a thread copies what belongs to a query"
 
     @cuda.jit(device=True)
-    def load(shared, floats, stage, q, lse, delta, do, row0, m0, M):
+    def load(
+        shared, floats, stage, q, start_q, stride_qm, do, start_do, stride_dom, lse, delta, row0,
+        m0, M,
+    ):  # fmt: skip
         tile, statistics = STAGES + stage * STAGE, STATISTICS + stage * 2 * BLOCK_M
-        load_queries(shared, tile, q, row0 * D, m0, M)
-        load_queries(shared, tile + BLOCK_M * D, do, row0 * D, m0, M)
+        load_queries(shared, tile, q, start_q, stride_qm, m0, M)
+        load_queries(shared, tile + BLOCK_M * D, do, start_do, stride_dom, m0, M)
         i = cuda.threadIdx.x
         if i < BLOCK_M:
             # zeros, as beyond of q and do, add to no sum
@@ -114,7 +121,16 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
 
     @cuda.jit(launch_bounds=THREADS)
     def kernel(
-        q, k, v, lse, delta, do, dq, dk, dv, sums, turns, group, M, N, offset, sm_scale
+        q, k, v, lse, delta, do, dq, dk, dv, sums, turns,
+        H, group, M, N, offset,
+        stride_qb, stride_qh, stride_qm,
+        stride_kb, stride_kh, stride_kn,
+        stride_vb, stride_vh, stride_vn,
+        stride_dob, stride_doh, stride_dom,
+        stride_dqb, stride_dqh, stride_dqm,
+        stride_dkb, stride_dkh, stride_dkn,
+        stride_dvb, stride_dvh, stride_dvn,
+        sm_scale,
     ):  # fmt: skip
         shared = cuda.shared.array(0, int16)
         floats, pairs = cuda.shared.array(0, float32), cuda.shared.array(0, int32)  # the same
@@ -125,13 +141,16 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
         # run at once belong to many heads, and few of them wait for each other
         heads = int32(cuda.gridDim.x // tiles_n)
         head, turn = int32(cuda.blockIdx.x % heads), int32(cuda.blockIdx.x // heads)
-        n0 = int32(turn * BLOCK_N)
-        start = int64(head) * N * D
+        n0, b, h = int32(turn * BLOCK_N), int64(head // H), int32(head % H)
+        start_q = b * stride_qb + h * group * stride_qh  # of the first of its heads
+        start_do = b * stride_dob + h * group * stride_doh
+        start_dq = b * stride_dqb + h * group * stride_dqh
+        start_k = b * stride_kb + h * stride_kh
+        start_v = b * stride_vb + h * stride_vh
 
         # of each head of q the tiles from that on in which the first query sees the first key
-        first = int32(max(n0 - offset, int32(0)) // BLOCK_M * BLOCK_M)
-        tiles = int32((M - first + BLOCK_M - 1) // BLOCK_M)
-        steps = int32(group * tiles) if n0 - offset < M else int32(0)
+        first_query = int32(max(n0 - offset, int32(0)))
+        first = int32(first_query // BLOCK_M * BLOCK_M)
 
         scale = sm_scale * LOG2_E
         rP, rdS = cuda.local.array(S, float32), cuda.local.array(S, float32)
@@ -142,24 +161,33 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
             for j in range(D // 8):
                 for e in range(4):
                     rdK[i, j, e], rdV[i, j, e] = float32(0), float32(0)
-        head_q, m0 = int32(head * group), first  # of the tile of queries
-        tile = int32(0)  # which of all it is
-        load_keys(shared, sK, k, start, n0, N)
-        load_keys(shared, sV, v, start, n0, N)
-        if steps > 0:
-            load(shared, floats, int32(0), q, lse, delta, do, int64(head_q) * M, m0, M)
+        # of the tile of queries: its head among q's, its rows, and which of all it is
+        g, m0, tile = int32(0) if first_query < M else group, first, int32(-1)
+        load_keys(shared, sK, k, start_k, stride_kn, n0, N)
+        load_keys(shared, sV, v, start_v, stride_vn, n0, N)
+        if g < group:
+            load(
+                *(shared, floats, int32(0), q, start_q + g * stride_qh, stride_qm),
+                *(do, start_do + g * stride_doh, stride_dom),
+                *(lse, delta, int64(head * group + g) * M, m0, M),
+            )
         cp_async_commit()
-        for step in range(steps):
+        step = int32(0)
+        while g < group:
             cp_async_wait_all()
             cuda.syncthreads()  # the tiles have arrived for all, and all have left the other stage
-            if step > 0 and cuda.threadIdx.x == 0:
+            if tile >= 0 and cuda.threadIdx.x == 0:
                 pass_turn(global_address(turns, int64(tile)), turn + int32(1))  # all have added
-            head_next, m_next = head_q, int32(m0 + BLOCK_M)
+            g_next, m_next = g, int32(m0 + BLOCK_M)
             if m_next >= M:
-                head_next, m_next = int32(head_q + 1), first
-            if step + 1 < steps:
-                row_next, stage = int64(head_next) * M, int32((step + 1) % 2)
-                load(shared, floats, stage, q, lse, delta, do, row_next, m_next, M)
+                g_next, m_next = int32(g + 1), first
+            if g_next < group:
+                stage = int32((step + 1) % 2)
+                load(
+                    *(shared, floats, stage, q, start_q + g_next * stride_qh, stride_qm),
+                    *(do, start_do + g_next * stride_doh, stride_dom),
+                    *(lse, delta, int64(head * group + g_next) * M, m_next, M),
+                )
             cp_async_commit()
             # not kept from step to step, nor is what follows from it
             lane = opaque(int32(cuda.threadIdx.x % 32))
@@ -202,7 +230,7 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
                         at = uint32(SDS + row * BLOCK_M + swizzle_ds(row, col))
                         pairs[at // uint32(2)] = operand[i, j, e]
 
-            tile = int32(head_q * tiles_m + m0 // BLOCK_M)
+            tile = int32((head * group + g) * tiles_m + m0 // BLOCK_M)
             # not the thread that passes turns, whose fence takes as long
             if cuda.threadIdx.x == THREADS - 1:
                 wait_turn(global_address(turns, int64(tile)), turn)
@@ -224,27 +252,28 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
                     store_pack(sums, sum + p * 128, rPack, 0)
             else:  # no query of the tile sees a later key
                 row = int32(m0 + warp % WARPS_M * WARP_M + lane // 4)
-                col = warp // WARPS_M * WARP_D // 2 + lane % 4  # of words of two elements
-                to = (int64(head_q) * M + row) * (D // 2) + col
+                col = warp // WARPS_M * WARP_D + lane % 4 * 2
+                to = start_dq + g * stride_dqh + int64(row) * stride_dqm + col
                 for i in range(WARP_M // 16):
                     for half in range(2):
                         if row + i * 16 + half * 8 < M:
                             for j in range(FRAGMENTS_D):
                                 low = rdQ[i, j, 2 * half] * sm_scale
                                 high = rdQ[i, j, 2 * half + 1] * sm_scale
-                                dq[to + (i * 16 + half * 8) * (D // 2) + j * 4] = pack(low, high)
-            head_q, m0 = head_next, m_next
+                                at = to + (i * 16 + half * 8) * stride_dqm + j * 8
+                                dq[at // 2] = pack(low, high)  # two elements a word
+            g, m0, step = g_next, m_next, int32(step + 1)
         cp_async_wait_all()  # of keys that no query sees too
         cuda.syncthreads()  # all copies have arrived: the gradients leave through the place of k, v
-        if steps > 0 and cuda.threadIdx.x == 0:
+        if tile >= 0 and cuda.threadIdx.x == 0:
             pass_turn(global_address(turns, int64(tile)), turn + int32(1))
 
         for i in range(FRAGMENTS_N):
             for j in range(D // 8):
                 for e in range(4):
                     rdK[i, j, e] *= sm_scale
-        store(rdK, shared, sK, dk, start, int64(D), n0, N)
-        store(rdV, shared, sV, dv, start, int64(D), n0, N)
+        store(rdK, shared, sK, dk, b * stride_dkb + h * stride_dkh, stride_dkn, n0, N)
+        store(rdV, shared, sV, dv, b * stride_dvb + h * stride_dvh, stride_dvn, n0, N)
 
     return kernel
 
@@ -257,7 +286,7 @@ def flash_backward(q, k, v, o, lse, do, causal, sm_scale):
         dq.zero_()
     if dk.numel() == 0:
         return dq, dk, dv
-    delta = attention_delta(o, do)
+    delta = of_any_strides(attention_delta, o, do)
     offset = N - M if causal else N  # query i sees the keys j <= i + offset
 
     BLOCK_N, BLOCK_M, WARP_N = TILES[D]
@@ -267,13 +296,15 @@ def flash_backward(q, k, v, o, lse, do, causal, sm_scale):
     tiles = B * H * -(-M // BLOCK_M)
     sums = lse.new_empty(tiles * BLOCK_M * D if N > BLOCK_N else 0)
     turns = lse.new_zeros(tiles, dtype=torch.int32)
-    Q, K, V, dO, dK, dV = (words(x) for x in (q, k, v, do, dk, dv))
-    dQ = dq.view(torch.int32).view(-1)  # two elements a word
+    Q, K, V, dO, dQ, dK, dV = (words(x) for x in (q, k, v, do, dq, dk, dv))
+    strides = []
+    for x in (q, k, v, do, dq, dk, dv):
+        strides += *x.stride()[:2], np.int32(x.stride(2))
     kernel = flash_backward_kernel(q.dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS)
     launch(
         *(kernel, (B * H_kv * -(-N // BLOCK_N),), (THREADS,)),
-        *(Q, K, V, lse.view(-1), delta.view(-1), dO, dQ, dK, dV, sums, turns),
-        *(*map(np.int32, (H // H_kv, M, N, offset)), np.float32(sm_scale)),
+        *(Q, K, V, lse.view(-1), delta.view(-1), dO, dQ.view(torch.int32), dK, dV, sums, turns),
+        *(*map(np.int32, (H_kv, H // H_kv, M, N, offset)), *strides, np.float32(sm_scale)),
         shared_bytes=shared_bytes,
     )
     return dq, dk, dv

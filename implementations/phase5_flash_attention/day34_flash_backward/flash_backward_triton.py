@@ -10,7 +10,10 @@ from implementations.phase4_advanced_kernels.day27_standard_attention.attention_
 from implementations.phase5_flash_attention.day33_backward_theory.attention_delta_triton import (
     attention_delta,
 )
-from implementations.phase5_flash_attention.day34_flash_backward.flash_backward import check
+from implementations.phase5_flash_attention.day34_flash_backward.flash_backward import (
+    check,
+    of_any_strides,
+)
 
 OWNED = 64  # keys, or queries, that a program owns; several share a multiprocessor
 WALKED = {64: 32, 128: 64}  # queries, or keys, of a step of its walk, by D
@@ -22,7 +25,13 @@ LOG2_E = tl.constexpr(1.44269504088896)
 @triton.jit
 def flash_backward_dk_dv_kernel(
     q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, do_ptr, dk_ptr, dv_ptr,
-    group, M, N, offset,
+    H, group, M, N, offset,
+    stride_qb, stride_qh, stride_qm,
+    stride_kb, stride_kh, stride_kn,
+    stride_vb, stride_vh, stride_vn,
+    stride_dob, stride_doh, stride_dom,
+    stride_dkb, stride_dkh, stride_dkn,
+    stride_dvb, stride_dvh, stride_dvn,
     sm_scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -30,14 +39,18 @@ def flash_backward_dk_dv_kernel(
     pid = tl.program_id(0)
     # the first keys, which most queries see, first
     head, start_n = pid // tiles_n, pid % tiles_n * BLOCK_N
+    b, h, first_key = (head // H).to(tl.int64), (head % H).to(tl.int64), start_n.to(tl.int64)
     offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    offs_d = tl.arange(0, D)
-    offs_q = offs_m[:, None] * D + offs_d[None, :]
-    offs_k, mask = offs_n[:, None] * D + offs_d[None, :], (offs_n < N - start_n)[:, None]
-    key0 = head.to(tl.int64) * N + start_n
+    offs_d, keys, mask = tl.arange(0, D), offs_n[:, None], (offs_n < N - start_n)[:, None]
+    q_ptr += b * stride_qb + h * group * stride_qh
+    k_ptr += b * stride_kb + h * stride_kh + first_key * stride_kn
+    v_ptr += b * stride_vb + h * stride_vh + first_key * stride_vn
+    do_ptr += b * stride_dob + h * group * stride_doh
+    dk_ptr += b * stride_dkb + h * stride_dkh + first_key * stride_dkn
+    dv_ptr += b * stride_dvb + h * stride_dvh + first_key * stride_dvn
 
-    k = tl.load(k_ptr + key0 * D + offs_k, mask=mask, other=0.0)  # (BLOCK_N, D)
-    v = tl.load(v_ptr + key0 * D + offs_k, mask=mask, other=0.0)
+    k = tl.load(k_ptr + keys * stride_kn + offs_d[None, :], mask=mask, other=0.0)  # (BLOCK_N, D)
+    v = tl.load(v_ptr + keys * stride_vn + offs_d[None, :], mask=mask, other=0.0)
     dk, dv = tl.zeros((BLOCK_N, D), tl.float32), tl.zeros((BLOCK_N, D), tl.float32)
     scale = sm_scale * LOG2_E
     # of each head of q the tiles from that on in which the first query sees the first key
@@ -46,26 +59,37 @@ def flash_backward_dk_dv_kernel(
         for m in range(first, M, BLOCK_M):
             row0 = (head.to(tl.int64) * group + g) * M + m
             mask_m = offs_m < M - m  # zeros beyond, of q and do, add nothing to any sum
-            q = tl.load(q_ptr + row0 * D + offs_q, mask=mask_m[:, None], other=0.0)  # (BLOCK_M, D)
+            # made anew: the offsets of all rows would take registers through the loop
+            rows = (m + offs_m).to(tl.int64)[:, None]
+            q_ptrs = q_ptr + g * stride_qh + rows * stride_qm + offs_d[None, :]
+            do_ptrs = do_ptr + g * stride_doh + rows * stride_dom + offs_d[None, :]
+            q = tl.load(q_ptrs, mask=mask_m[:, None], other=0.0)  # (BLOCK_M, D)
             lse = tl.load(lse_ptr + row0 + offs_m, mask=mask_m, other=0.0)
             p = tl.exp2(tl.dot(k, tl.trans(q)) * scale - (lse * LOG2_E)[None, :])  # transposed
             if start_n + BLOCK_N - 1 > m + offset:  # not all queries see all keys
                 p = tl.where((start_n + offs_n)[:, None] <= (m + offset + offs_m)[None, :], p, 0.0)
-            do = tl.load(do_ptr + row0 * D + offs_q, mask=mask_m[:, None], other=0.0)
+            do = tl.load(do_ptrs, mask=mask_m[:, None], other=0.0)
             dv = tl.dot(p.to(do.dtype), do, dv)
             delta = tl.load(delta_ptr + row0 + offs_m, mask=mask_m, other=0.0)
             ds = p * (tl.dot(v, tl.trans(do)) - delta[None, :])
             dk = tl.dot(ds.to(q.dtype), q, dk)
 
     element = dk_ptr.dtype.element_ty
-    tl.store(dk_ptr + key0 * D + offs_k, (dk * sm_scale).to(element), mask=mask)
-    tl.store(dv_ptr + key0 * D + offs_k, dv.to(element), mask=mask)
+    dk_ptrs = dk_ptr + keys * stride_dkn + offs_d[None, :]
+    dv_ptrs = dv_ptr + keys * stride_dvn + offs_d[None, :]
+    tl.store(dk_ptrs, (dk * sm_scale).to(element), mask=mask)
+    tl.store(dv_ptrs, dv.to(element), mask=mask)
 
 
 @triton.jit
 def flash_backward_dq_kernel(
     q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, do_ptr, dq_ptr,
-    group, M, N, offset,
+    H, group, M, N, offset,
+    stride_qb, stride_qh, stride_qm,
+    stride_kb, stride_kh, stride_kn,
+    stride_vb, stride_vh, stride_vn,
+    stride_dob, stride_doh, stride_dom,
+    stride_dqb, stride_dqh, stride_dqm,
     sm_scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -74,15 +98,18 @@ def flash_backward_dq_kernel(
     # the last tiles, which see the most keys, come first
     head, start_m = pid // tiles_m, (tiles_m - 1 - pid % tiles_m) * BLOCK_M
     offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    offs_d = tl.arange(0, D)
-    offs_q, mask_m = offs_m[:, None] * D + offs_d[None, :], offs_m < M - start_m
-    offs_k = offs_n[:, None] * D + offs_d[None, :]
-    row0 = head.to(tl.int64) * M + start_m
-    k_ptr += (head // group).to(tl.int64) * N * D
-    v_ptr += (head // group).to(tl.int64) * N * D
+    offs_d, rows, mask_m = tl.arange(0, D), offs_m[:, None], offs_m < M - start_m
+    b, h = (head // (H * group)).to(tl.int64), (head % (H * group)).to(tl.int64)
+    row0, first_row = head.to(tl.int64) * M + start_m, start_m.to(tl.int64)
+    q_ptr += b * stride_qb + h * stride_qh + first_row * stride_qm
+    k_ptr += b * stride_kb + h // group * stride_kh
+    v_ptr += b * stride_vb + h // group * stride_vh
+    do_ptr += b * stride_dob + h * stride_doh + first_row * stride_dom
+    dq_ptr += b * stride_dqb + h * stride_dqh + first_row * stride_dqm
 
-    q = tl.load(q_ptr + row0 * D + offs_q, mask=mask_m[:, None], other=0.0)  # (BLOCK_M, D)
-    do = tl.load(do_ptr + row0 * D + offs_q, mask=mask_m[:, None], other=0.0)
+    q_ptrs, do_ptrs = q_ptr + rows * stride_qm, do_ptr + rows * stride_dom
+    q = tl.load(q_ptrs + offs_d[None, :], mask=mask_m[:, None], other=0.0)  # (BLOCK_M, D)
+    do = tl.load(do_ptrs + offs_d[None, :], mask=mask_m[:, None], other=0.0)
     lse2 = tl.load(lse_ptr + row0 + offs_m, mask=mask_m, other=0.0) * LOG2_E
     delta = tl.load(delta_ptr + row0 + offs_m, mask=mask_m, other=0.0)
     dq = tl.zeros((BLOCK_M, D), tl.float32)
@@ -92,18 +119,16 @@ def flash_backward_dq_kernel(
     whole = seen_keys(start_m, N, offset) // BLOCK_N * BLOCK_N
     end = seen_keys(tl.minimum(start_m + BLOCK_M, M) - 1, N, offset)
     for n in range(0, end, BLOCK_N):
-        mask_n = (offs_n < N - n)[:, None]
-        k = tl.load(k_ptr + offs_k, mask=mask_n, other=0.0)  # (BLOCK_N, D)
-        v = tl.load(v_ptr + offs_k, mask=mask_n, other=0.0)
+        keys, mask_n = (n + offs_n).to(tl.int64)[:, None], (offs_n < N - n)[:, None]
+        k = tl.load(k_ptr + keys * stride_kn + offs_d[None, :], mask=mask_n, other=0.0)
+        v = tl.load(v_ptr + keys * stride_vn + offs_d[None, :], mask=mask_n, other=0.0)
         p = tl.exp2(tl.dot(q, tl.trans(k)) * scale - lse2[:, None])
         ds = p * (tl.dot(do, tl.trans(v)) - delta[:, None])
         if n >= whole:
             ds = tl.where(offs_n[None, :] < (seen - n)[:, None], ds, 0.0)
         dq = tl.dot(ds.to(k.dtype), k, dq)
-        k_ptr += BLOCK_N * D
-        v_ptr += BLOCK_N * D
 
-    dq_ptrs = dq_ptr + row0 * D + offs_q
+    dq_ptrs = dq_ptr + rows * stride_dqm + offs_d[None, :]
     tl.store(dq_ptrs, (dq * sm_scale).to(dq_ptr.dtype.element_ty), mask=mask_m[:, None])
 
 
@@ -111,14 +136,21 @@ def flash_backward(q, k, v, o, lse, do, causal, sm_scale):
     sm_scale = check(q, k, v, o, lse, do, causal, sm_scale)
     (B, H, M, D), (_, H_kv, N, _) = q.shape, k.shape
     dq, dk, dv = map(torch.empty_like, (q, k, v))
-    delta = attention_delta(o, do)
+    delta = of_any_strides(attention_delta, o, do)
     offset = N - M if causal else N  # query i sees the keys j <= i + offset
-    inputs, sizes = (q, k, v, lse, delta, do), (H // max(1, H_kv), M, N, offset, sm_scale, D)
+    inputs, sizes = (q, k, v, lse, delta, do), (H_kv, H // max(1, H_kv), M, N, offset)
+    strides = [stride for x in (q, k, v, do) for stride in x.stride()[:3]]
     options = dict(num_warps=NUM_WARPS, num_stages=NUM_STAGES[D])
     if dk.numel() > 0:
         grid, tiles = (B * H_kv * triton.cdiv(N, OWNED),), dict(BLOCK_M=WALKED[D], BLOCK_N=OWNED)
-        flash_backward_dk_dv_kernel[grid](*inputs, dk, dv, *sizes, **tiles, **options)
+        strides_dk_dv = *strides, *dk.stride()[:3], *dv.stride()[:3]
+        flash_backward_dk_dv_kernel[grid](
+            *inputs, dk, dv, *sizes, *strides_dk_dv, sm_scale, D, **tiles, **options
+        )
     if dq.numel() > 0:
         grid, tiles = (B * H * triton.cdiv(M, OWNED),), dict(BLOCK_M=OWNED, BLOCK_N=WALKED[D])
-        flash_backward_dq_kernel[grid](*inputs, dq, *sizes, **tiles, **options)
+        strides_dq = *strides, *dq.stride()[:3]
+        flash_backward_dq_kernel[grid](
+            *inputs, dq, *sizes, *strides_dq, sm_scale, D, **tiles, **options
+        )
     return dq, dk, dv

@@ -7,6 +7,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend
 
 from implementations import TORCH_DEVICE
+from implementations.common.check import check_rows
 from implementations.common.device import properties
 from implementations.common.rules import Attention, AttentionGradient
 from implementations.common.spec import KernelSpec, Work, generator
@@ -32,9 +33,9 @@ def flash_attention(q, k, v, causal, sm_scale):
     last one sees all. sm_scale: positive. Returns o, (B, H, M, D), of the same dtype and in the
     order of q's strides. A query that sees no key gets zeros, and its gradient is 0.
 
-    The gradients are contiguous; what is not is copied for them. They are those of `flash_backward`
-    and have none of their own: a second derivative is refused. Under autocast q, k and v are cast
-    to its dtype first; torch.compile takes forward and backward as one operator each.
+    The gradients are those of `flash_backward`, in the order of the strides of q, k and v, and have
+    none of their own: a second derivative is refused. Under autocast q, k and v are cast to its
+    dtype first; torch.compile takes forward and backward as one operator each.
     Raises TypeError for another dtype, ValueError for another shape, stride, device or scale.
     """
     s = day_32.scores(q, k, causal, sm_scale)
@@ -56,9 +57,8 @@ def joined(name: str, forward: Callable, backward: Callable, merge: Callable) ->
     def in_parts(q, k, v, causal, sm_scale):
         return forward_in_parts(forward, merge, q, k, v, causal, sm_scale)
 
-    def of_contiguous(q, k, v, o, lse, do, causal, sm_scale):
-        q, k, v, o, do = (x.contiguous() for x in (q, k, v, o, do))
-        return backward(q, k, v, o, lse, do, causal, sm_scale)
+    def of_any_gradient(q, k, v, o, lse, do, causal, sm_scale):
+        return backward(q, k, v, o, lse, with_rows(do), causal, sm_scale)
 
     scalars = "bool causal, float sm_scale"
     forward_operator = operator(
@@ -71,8 +71,8 @@ def joined(name: str, forward: Callable, backward: Callable, merge: Callable) ->
         f"{name}_backward",
         f"(Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor do, {scalars}) "
         "-> (Tensor, Tensor, Tensor)",
-        of_contiguous,
-        lambda q, k, v, *rest: tuple(x.new_empty(x.shape) for x in (q, k, v)),
+        of_any_gradient,
+        lambda q, k, v, *rest: tuple(map(torch.empty_like, (q, k, v))),
     )
 
     class FlashAttention(torch.autograd.Function):
@@ -120,6 +120,16 @@ def operator(name: str, schema: str, function: Callable, fake: Callable) -> Call
         return (compiled if torch.compiler.is_compiling() else function)(*arguments)
 
     return call
+
+
+def with_rows(do):
+    """`do`, or a copy where its rows are not as a kernel takes them: that of a sum is one number,
+    expanded."""
+    try:
+        check_rows("do", do)
+    except ValueError:
+        return do.clone(memory_format=torch.contiguous_format)
+    return do
 
 
 def forward_in_parts(forward: Callable, merge: Callable, q, k, v, causal, sm_scale):
