@@ -1,21 +1,26 @@
-// K is divided among blocks. Each owns a BLOCK_M x BLOCK_N tile of C and a slice of K, and stores
-// its product in fp32; then a second kernel sums these partial products, in an order that depends
-// on nothing but the size. Where K is not divided, the first stores C itself.
+// K is divided among blocks. Each owns a BLOCK_M x BLOCK_N tile of C and a slice of K, and makes a
+// partial product in fp32. These are summed in an order that depends on nothing but the size, in
+// one of two ways: each block stores its own, and a second kernel sums them; or the blocks of a
+// tile add theirs to one sum, in turn, and the last of them stores C. Where K is not divided, a
+// block stores C itself.
 //
 // T: the type of the operands, 16 bits wide. ALIGNED: whether rows are whole chunks of 16 bytes.
-// SPLIT: whether K is divided. BLOCK_M, BLOCK_N: rows and columns of C that a block owns. BLOCK_K:
-// elements of K in a step. WARP_M, WARP_N: rows and columns of C that a warp owns. STAGES: tiles of
-// A and of B in shared memory. THREADS: of a block. TX, TY: threads of a block that sums, over
-// neighbouring packs and over the slices.
+// SPLIT: whether K is divided. IN_TURN: whether the blocks then add in turn. BLOCK_M, BLOCK_N: rows
+// and columns of C that a block owns. BLOCK_K: elements of K in a step. WARP_M, WARP_N: rows and
+// columns of C that a warp owns. STAGES: tiles of A and of B in shared memory. THREADS: of a block.
+// TX, TY: threads of a block that sums, over neighbouring packs and over the slices.
 #include "tile_product.cuh"
+#include "turnstile.cuh"
 
 // partials: of each slice and tile BLOCK_M * BLOCK_N floats in the order of registers: fragment by
 // fragment, and of each a pack of 16 bytes from every thread. So a warp stores 512 bytes at once.
-template <typename T, bool ALIGNED, bool SPLIT, int BLOCK_M, int BLOCK_N, int BLOCK_K, int WARP_M,
-          int WARP_N, int STAGES, int THREADS>
+// If IN_TURN, of each tile only as many, and in turns how many slices have been added, from 0 on.
+template <typename T, bool ALIGNED, bool SPLIT, bool IN_TURN, int BLOCK_M, int BLOCK_N, int BLOCK_K,
+          int WARP_M, int WARP_N, int STAGES, int THREADS>
 __global__ void __launch_bounds__(THREADS, 1)
     matmul_split_k_kernel(const T* __restrict__ A, const T* __restrict__ B, T* __restrict__ C,
-                          float* __restrict__ partials, int M, int N, int K, int SLICE) {
+                          float* __restrict__ partials, int* __restrict__ turns, int M, int N,
+                          int K, int SLICE) {
     extern __shared__ __align__(128) unsigned char bytes[];
     T* shared = reinterpret_cast<T*>(bytes);
 
@@ -26,18 +31,38 @@ __global__ void __launch_bounds__(THREADS, 1)
     float rC[WARP_M / 16][WARP_N / 8][4];
     tile_product<ALIGNED, BLOCK_M, BLOCK_N, BLOCK_K, WARP_M, WARP_N, STAGES>(
         rC, shared, A, B, M, N, K, m0, n0, k_begin, k_end);
-    if constexpr (SPLIT) {
-        const long long first = ((long long)split * gridDim.x + tile) * (BLOCK_M * BLOCK_N / 4);
+    const long long place = IN_TURN ? tile : (long long)split * gridDim.x + tile;
+    const long long first = place * (BLOCK_M * BLOCK_N / 4) + threadIdx.x;
+    if constexpr (IN_TURN) {
+        if (threadIdx.x == 0) wait_turn(turns + tile, split);
+        __syncthreads();  // it is the block's turn
+        if (split > 0) {
 #pragma unroll
-        for (int i = 0; i < WARP_M / 16; ++i)
+            for (int i = 0; i < WARP_M / 16; ++i)
 #pragma unroll
-            for (int j = 0; j < WARP_N / 8; ++j) {
-                const Pack<float, 4> pack = {rC[i][j][0], rC[i][j][1], rC[i][j][2], rC[i][j][3]};
-                const int fragment = i * (WARP_N / 8) + j;
-                store_pack(partials + (first + fragment * THREADS + threadIdx.x) * 4, pack);
-            }
-    } else {
+                for (int j = 0; j < WARP_N / 8; ++j) {
+                    const int fragment = i * (WARP_N / 8) + j;
+                    const auto sum = load_pack<4>(partials + (first + fragment * THREADS) * 4);
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) rC[i][j][e] += sum.v[e];
+                }
+        }
+    }
+    if (!SPLIT || IN_TURN && split == gridDim.y - 1) {
         store_tile<ALIGNED, BLOCK_M, BLOCK_N, WARP_M, WARP_N>(rC, shared, C, M, N, m0, n0);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < WARP_M / 16; ++i)
+#pragma unroll
+        for (int j = 0; j < WARP_N / 8; ++j) {
+            const Pack<float, 4> pack = {rC[i][j][0], rC[i][j][1], rC[i][j][2], rC[i][j][3]};
+            const int fragment = i * (WARP_N / 8) + j;
+            store_pack(partials + (first + fragment * THREADS) * 4, pack);
+        }
+    if constexpr (IN_TURN) {
+        __syncthreads();  // all have added
+        if (threadIdx.x == 0) pass_turn(turns + tile, split + 1);
     }
 }
 

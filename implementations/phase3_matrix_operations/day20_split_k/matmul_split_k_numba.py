@@ -1,4 +1,4 @@
-"""Each block owns a tile of C and a slice of K; a second kernel sums the slices in order."""
+"""Each block owns a tile of C and a slice of K; a second kernel sums them, or they in turn."""
 
 from functools import cache
 
@@ -8,8 +8,9 @@ from numba import cuda, float32, int16, int32, int64
 
 from implementations.common.device import properties
 from implementations.common.numba_cuda import launch
-from implementations.instructions.access import load_pack, store, store_pack
+from implementations.instructions.access import global_address, load_pack, store, store_pack
 from implementations.instructions.tile_product import store_tile, tile_product
+from implementations.instructions.turnstile import pass_turn, wait_turn
 from implementations.phase3_matrix_operations.day20_split_k.matmul_split_k import check
 
 # Rows and columns of a tile, and how many blocks a multiprocessor is given; the small one is for
@@ -24,16 +25,17 @@ FRAGMENTS_M, FRAGMENTS_N = WARP_M // 16, WARP_N // 8
 
 
 @cache
-def matmul_split_k_kernel(dtype, ALIGNED, SPLIT, BLOCK, STAGES):
+def matmul_split_k_kernel(dtype, ALIGNED, SPLIT, IN_TURN, BLOCK, STAGES):
     """partials: of each slice and tile BLOCK * BLOCK floats in the order of registers: fragment by
     fragment, and of each a pack of 16 bytes from every thread. So a warp stores 512 bytes at once.
+    If IN_TURN, of each tile only as many, and in turns how many slices have been added, from 0 on.
     """
     THREADS = BLOCK * BLOCK // (WARP_M * WARP_N) * 32
     product = tile_product(dtype, ALIGNED, BLOCK, BLOCK, BLOCK_K, WARP_M, WARP_N, STAGES)
     store_c = store_tile(dtype, ALIGNED, BLOCK, BLOCK, WARP_M, WARP_N)
 
     @cuda.jit(launch_bounds=THREADS)
-    def kernel(A, B, C, partials, M, N, K, SLICE):
+    def kernel(A, B, C, partials, turns, M, N, K, SLICE):
         shared = cuda.shared.array(0, int16)
 
         tiles_n, tile, split = (N + BLOCK - 1) // BLOCK, cuda.blockIdx.x, cuda.blockIdx.y
@@ -43,15 +45,31 @@ def matmul_split_k_kernel(dtype, ALIGNED, SPLIT, BLOCK, STAGES):
 
         rC = cuda.local.array((FRAGMENTS_M, FRAGMENTS_N, 4), float32)
         product(rC, shared, A, B, M, N, K, m0, n0, k_begin, k_end)
-        if SPLIT:
-            first = (int64(split) * cuda.gridDim.x + tile) * (BLOCK * BLOCK // 4)
-            for i in range(FRAGMENTS_M):
-                for j in range(FRAGMENTS_N):
-                    fragment = i * FRAGMENTS_N + j
-                    to = (first + fragment * THREADS + cuda.threadIdx.x) * 4
-                    store_pack(partials, to, rC[i, j], 0)
-        else:
+        place = int64(tile) if IN_TURN else int64(split) * cuda.gridDim.x + tile
+        first = place * (BLOCK * BLOCK // 4) + cuda.threadIdx.x
+        if IN_TURN:
+            if cuda.threadIdx.x == 0:
+                wait_turn(global_address(turns, int64(tile)), split)
+            cuda.syncthreads()  # it is the block's turn
+            if split > 0:
+                sum = cuda.local.array(4, float32)
+                for i in range(FRAGMENTS_M):
+                    for j in range(FRAGMENTS_N):
+                        fragment = i * FRAGMENTS_N + j
+                        load_pack(partials, (first + fragment * THREADS) * 4, sum, 0)
+                        for e in range(4):
+                            rC[i, j, e] += sum[e]
+        if not SPLIT or IN_TURN and split == cuda.gridDim.y - 1:
             store_c(rC, shared, C, M, N, m0, n0)
+            return
+        for i in range(FRAGMENTS_M):
+            for j in range(FRAGMENTS_N):
+                fragment = i * FRAGMENTS_N + j
+                store_pack(partials, (first + fragment * THREADS) * 4, rC[i, j], 0)
+        if IN_TURN:
+            cuda.syncthreads()  # all have added
+            if cuda.threadIdx.x == 0:
+                pass_turn(global_address(turns, int64(tile)), split + int32(1))
 
     return kernel
 
@@ -99,8 +117,8 @@ def sum_splits_kernel(BLOCK, TX, TY):
     return kernel
 
 
-def matmul_split_k(a, b):
-    check(a, b)
+def matmul_split_k(a, b, in_turn=False):
+    check(a, b, in_turn)
     (M, K), N = a.shape, b.shape[1]
     c = torch.empty((M, N), dtype=a.dtype, device=a.device)
     if c.numel() == 0:
@@ -112,19 +130,21 @@ def matmul_split_k(a, b):
     SLICE = -(-steps // max(1, blocks * gpu.multiprocessors // tiles)) * BLOCK_K
     splits = -(-steps * BLOCK_K // SLICE)
     SPLIT = splits > 1
-    shape = (splits, tiles, BLOCK * BLOCK) if SPLIT else (0,)
+    IN_TURN = SPLIT and in_turn
+    shape = (1 if IN_TURN else splits, tiles, BLOCK * BLOCK) if SPLIT else (0,)
     partials = torch.empty(shape, dtype=torch.float32, device=a.device).view(-1)
+    turns = torch.zeros(tiles if IN_TURN else 0, dtype=torch.int32, device=a.device)
 
     THREADS = BLOCK * BLOCK // (WARP_M * WARP_N) * 32
     ALIGNED = K % 8 == 0 and N % 8 == 0
     stage_bytes = 2 * BLOCK * BLOCK_K * 2
     STAGES = gpu.stages(MAX_STAGES, stage_bytes)
-    kernel = matmul_split_k_kernel(a.dtype, ALIGNED, SPLIT, BLOCK, STAGES)
+    kernel = matmul_split_k_kernel(a.dtype, ALIGNED, SPLIT, IN_TURN, BLOCK, STAGES)
     A, B, C = (x.view(torch.int16).view(-1) for x in (a, b, c))  # the kernel moves bits
     M, N, K, SLICE = map(np.int32, (M, N, K, SLICE))  # 64-bit loop counters would spill
-    args, shared_bytes = (A, B, C, partials, M, N, K, SLICE), STAGES * stage_bytes
+    args, shared_bytes = (A, B, C, partials, turns, M, N, K, SLICE), STAGES * stage_bytes
     launch(kernel, (tiles, splits), (THREADS,), *args, shared_bytes=shared_bytes)
-    if SPLIT:
+    if SPLIT and not IN_TURN:
         packs = tiles * BLOCK * BLOCK // 4
         TY = min(max(1, (1 << (splits - 1).bit_length()) // SUM_SPLITS), 32)
         TX = SUM_THREADS // TY

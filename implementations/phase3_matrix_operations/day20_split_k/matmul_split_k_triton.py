@@ -1,4 +1,4 @@
-"""Each program owns a tile of C and a slice of K; a second kernel sums the slices in order."""
+"""Each program owns a tile of C and a slice of K; a second kernel sums them, or they in turn."""
 
 import torch
 import triton
@@ -12,14 +12,16 @@ from implementations.phase3_matrix_operations.day20_split_k.matmul_split_k impor
 SMALL, LARGE = (64, 2), (128, 1)
 BLOCK_K = 64
 NUM_WARPS, NUM_STAGES = 4, 4
+IN_TURN_WARPS = 8  # then a thread can hold its part of the sum beside that of the product
 SUM_TILE = 8192  # partial products that a program sums
 
 
 @triton.jit
 def matmul_split_k_kernel(
-    a_ptr, b_ptr, c_ptr, partials_ptr,
+    a_ptr, b_ptr, c_ptr, partials_ptr, turns_ptr,
     M, N, K, SLICE,
-    SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr, IN_TURN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     tiles_n, tile, split = tl.cdiv(N, BLOCK_N), tl.program_id(0), tl.program_id(1)
     pid_m, pid_n = tile // tiles_n, tile % tiles_n
@@ -42,14 +44,27 @@ def matmul_split_k_kernel(
         a_ptrs += BLOCK_K
         b_ptrs += BLOCK_K * tl.cast(N, tl.int64)
 
-    if SPLIT:  # whole tiles, one after the other
-        first = (split.to(tl.int64) * tl.num_programs(0) + tile) * BLOCK_M * BLOCK_N
-        offs = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-        tl.store(partials_ptr + first + offs, acc)
-    else:
+    # whole tiles, one after the other: of each slice, or in turn only the sum
+    place = tile.to(tl.int64) if IN_TURN else split.to(tl.int64) * tl.num_programs(0) + tile
+    offs = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    partial_ptrs = partials_ptr + place * BLOCK_M * BLOCK_N + offs
+    if IN_TURN:
+        # one thread asks, and all wait for its answer; for programs of a lower index, which GPUs
+        # begin first
+        while tl.atomic_add(turns_ptr + tile, 0, sem="acquire") != split:
+            pass
+        if split > 0:
+            acc += tl.load(partial_ptrs)
+    last = split == tl.num_programs(1) - 1 if IN_TURN else not SPLIT
+    if last:
         c_ptrs = c_ptr + offs_m.to(tl.int64)[:, None] * N + offs_n[None, :]
         mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
         tl.store(c_ptrs, acc.to(c_ptr.dtype.element_ty), mask=mask)
+    else:
+        tl.store(partial_ptrs, acc)
+        if IN_TURN:
+            tl.debug_barrier()  # all threads have stored
+            tl.atomic_xchg(turns_ptr + tile, split + 1, sem="release")
 
 
 @triton.jit
@@ -72,8 +87,8 @@ def sum_splits_kernel(
     tl.store(c_ptr + offs_m.to(tl.int64) * N + offs_n, c.to(c_ptr.dtype.element_ty), mask=mask)
 
 
-def matmul_split_k(a, b):
-    check(a, b)
+def matmul_split_k(a, b, in_turn=False):
+    check(a, b, in_turn)
     (M, K), N = a.shape, b.shape[1]
     c = torch.empty((M, N), dtype=a.dtype, device=a.device)
     if c.numel() == 0:
@@ -86,14 +101,16 @@ def matmul_split_k(a, b):
     SLICE = triton.cdiv(steps, max(1, programs // tiles)) * BLOCK_K
     splits = triton.cdiv(steps * BLOCK_K, SLICE)
     SPLIT = splits > 1
-    shape = (splits, tiles, BLOCK * BLOCK) if SPLIT else (0,)
+    IN_TURN = SPLIT and in_turn
+    shape = (1 if IN_TURN else splits, tiles, BLOCK * BLOCK) if SPLIT else (0,)
     partials = torch.empty(shape, dtype=torch.float32, device=a.device)
+    turns = torch.zeros(tiles if IN_TURN else 0, dtype=torch.int32, device=a.device)
 
     matmul_split_k_kernel[tiles, splits](
-        a, b, c, partials, M, N, K, SLICE, SPLIT, BLOCK, BLOCK, BLOCK_K,
-        num_warps=NUM_WARPS, num_stages=NUM_STAGES,
+        a, b, c, partials, turns, M, N, K, SLICE, SPLIT, IN_TURN, BLOCK, BLOCK, BLOCK_K,
+        num_warps=IN_TURN_WARPS if IN_TURN else NUM_WARPS, num_stages=NUM_STAGES,
     )  # fmt: skip
-    if SPLIT:
+    if SPLIT and not IN_TURN:
         size, BLOCK_S = tiles * BLOCK * BLOCK, triton.next_power_of_2(splits)
         STRIP = min(SUM_TILE // BLOCK_S, BLOCK * BLOCK)
         sum_splits_kernel[(size // STRIP,)](
