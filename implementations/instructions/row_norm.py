@@ -49,6 +49,40 @@ def make_sum_row(THREADS, CLUSTER):
 
 
 @cache
+def make_sum_row_pair(THREADS, CLUSTER):
+    """`sum_row_pair(a, b, sA, sB, rank)`: sum_row of two values, which meet at one barrier."""
+    IN_BLOCK = max(THREADS // 32, 1)
+    WARPS = CLUSTER * IN_BLOCK
+    LANES = min(WARPS, 32)
+    sum_in_warp, sum_warps = make_sum_lanes(min(THREADS, 32)), make_sum_lanes(LANES)
+
+    @cuda.jit(device=True)
+    def sum_row_pair(a, b, sA, sB, rank):
+        a, b = sum_in_warp(a), sum_in_warp(b)
+        if THREADS > 32:
+            # of bits the compiler knows that they are no negative index, of % and // it does not
+            lane, warp = cuda.threadIdx.x & 31, rank * IN_BLOCK + (cuda.threadIdx.x >> 5)
+            if CLUSTER > 1:
+                if lane < CLUSTER:
+                    store_remote(shared_address(sA, warp), lane, a)
+                    store_remote(shared_address(sB, warp), lane, b)
+                cluster_barrier()
+            else:
+                if lane == 0:
+                    sA[warp] = a
+                    sB[warp] = b
+                cuda.syncthreads()
+            a, b = float32(0), float32(0)
+            for w in range(0, WARPS, LANES):
+                a += sA[w + (lane & (LANES - 1))]
+                b += sB[w + (lane & (LANES - 1))]
+            a, b = sum_warps(a), sum_warps(b)
+        return a, b
+
+    return sum_row_pair
+
+
+@cache
 def make_load_row(VEC, PACKS, STEP):
     """`load_row(v, x, start, row_tid, count)`: loads the packs of the row's thread `row_tid`, of
     the `count` elements from x[start] on, as fp32. Beyond these they are 0."""

@@ -1,15 +1,17 @@
-// A block walks over the matrix, ROWS rows at a time, each of THREADS threads, which hold the row
-// and, over all rows, the sums of their columns. Two sums of each row are needed before its dx. Of
-// rows that registers do not hold, one kernel computes these sums and another, in which a block
-// owns a strip of columns and a part of the rows, the rest. A last kernel adds up what the blocks
-// have summed, always in the same order.
+// A block, or a cluster of CLUSTER blocks, walks over the matrix, ROWS rows at a time. The threads
+// of a row hold it, its packs dealt to them in turn, and over all rows the sums of their columns.
+// Two sums of each row are needed before its dx. Of rows that registers do not hold, one kernel
+// computes these sums and another, in which a block owns a strip of columns and a part of the rows,
+// the rest. A last kernel adds up what the blocks have summed, always in the same order.
 //
 // T: the element type. VEC: elements of a pack of 16 bytes, 1 where rows are not aligned. PACKS:
-// packs that a thread holds. THREADS: the threads of a row, a power of two. ROWS: the rows that a
-// block has at once, 1 where THREADS exceed a warp. TX, TY: threads of a block along a row and down
-// it.
+// packs that a thread holds. THREADS: threads of a row in one block, a power of two. ROWS: the rows
+// that a block has at once, 1 where THREADS exceed a warp. CLUSTER: the blocks of a row. STEP: the
+// threads of a row in all blocks. TX, TY: threads of a block along a row and down it.
 #include "access.cuh"
+#include "cluster.cuh"
 #include "reduce.cuh"
+#include "row_norm.cuh"
 
 // One row as one thread has it: its packs of dy and x, and the row's mean and rstd.
 template <typename T, int VEC, int PACKS>
@@ -18,52 +20,74 @@ struct Row {
     float mean, rstd;
 };
 
-template <int THREADS, typename T, int VEC, int PACKS>
-__device__ void load_row(Row<T, VEC, PACKS>& held, const T* __restrict__ dy,
-                         const T* __restrict__ x, const float* __restrict__ mean,
-                         const float* __restrict__ rstd, long long row, int count, int N) {
+// dy, x: of the first row, this thread's first pack. left: the elements from there to the row's
+// end.
+template <int STEP, typename T, int VEC, int PACKS>
+__device__ void load_row(Row<T, VEC, PACKS>& held, const T* dy, const T* x, const float* mean,
+                         const float* rstd, long long row, int left, int N) {
 #pragma unroll
     for (int p = 0; p < PACKS; ++p) {
-        const int n = (p * THREADS + threadIdx.x) * VEC;  // neighbours read neighbouring packs
-        if (n < count) {
+        const int n = p * STEP * VEC;  // neighbours read neighbouring packs
+        if (n < left) {
             held.dy[p] = load_pack<VEC>(dy + row * N + n);
             held.x[p] = load_pack<VEC>(x + row * N + n);
         }
     }
-    if (count > 0) {
+    if (left > 0) {
         held.mean = mean[row];
         held.rstd = rstd[row];
     }
 }
 
-// `parts`: (2, gridDim.x, N), of each block the sums of dy * x_hat and of dy. Unless told that 512
-// resident threads are meant, the compiler takes registers that only fewer have.
-template <typename T, int VEC, int PACKS, int THREADS, int ROWS>
-__global__ void __launch_bounds__(THREADS* ROWS, VEC > 1 ? 512 / (THREADS * ROWS) : 1)
-    layer_norm_backward_kernel(const T* __restrict__ dy, const T* __restrict__ x,
-                               const T* __restrict__ w, const float* __restrict__ mean,
-                               const float* __restrict__ rstd, T* __restrict__ dx,
-                               float* __restrict__ parts, long long M, int N) {
-    constexpr int WARPS = THREADS / 32;
+// `parts`: (2, groups, N), of each block or cluster the sums of dy * x_hat and of dy. What is
+// loaded is not __restrict__: the compiler would put a load that may pass a barrier behind it, and
+// the next row is to be under way while the sums of this one are exchanged.
+template <typename T, int VEC, int PACKS, int THREADS, int ROWS, int CLUSTER>
+__device__ __forceinline__ void walk(const T* dy, const T* x, const T* __restrict__ w,
+                                     const float* mean, const float* rstd, T* __restrict__ dx,
+                                     float* __restrict__ parts, long long M, int N) {
+    constexpr int STEP = CLUSTER * THREADS;
     // Of two rows in turn: a warp may be at the next one while another still reads, but not at the
     // one after that, before which lies a barrier.
-    __shared__ float sSums[2][2][32];
-    const int tx = threadIdx.x, ty = threadIdx.y, lane = tx % 32, warp = tx / 32;
-    const long long step = (long long)gridDim.x * ROWS;
+    __shared__ float sSums[2][2][32 * CLUSTER];
+    // w is read from the L1, as registers hold the rest; a cluster's barrier empties that.
+    __shared__ Pack<T, VEC> sW[CLUSTER > 1 ? PACKS : 1][THREADS];
+    const int tx = threadIdx.x, ty = threadIdx.y;
+    const int rank = blockIdx.x % CLUSTER;
+    // Where this thread's packs begin: counted from there, the others have constant places, for
+    // which no registers are needed.
+    const int first = (rank * THREADS + tx) * VEC;
+    const long long group = blockIdx.x / CLUSTER, groups = gridDim.x / CLUSTER;
+    const long long rows = groups * ROWS;  // that all have at once
+    dy += first;
+    x += first;
+    dx += first;
+    w += first;
+    if constexpr (CLUSTER > 1) cluster_barrier_arrive();
 
     float dw[PACKS][VEC] = {}, db[PACKS][VEC] = {};
     Row<T, VEC, PACKS> held = {};
-    long long row = (long long)blockIdx.x * ROWS + ty;
-    load_row<THREADS>(held, dy, x, mean, rstd, row, row < M ? N : 0, N);
-    for (int turn = 0; row - ty < M; row += step, turn ^= 1) {
-        const int count = row < M ? N : 0;  // threads beyond the last row still take part
+    long long row = group * ROWS + ty;
+    load_row<STEP>(held, dy, x, mean, rstd, row, row < M ? N - first : 0, N);
+    if constexpr (CLUSTER > 1) {
+#pragma unroll
+        for (int p = 0; p < PACKS; ++p) {
+            const int n = p * STEP * VEC;
+            if (n < N - first) sW[p][tx] = load_pack<VEC>(w + n);  // read by this thread alone
+        }
+    }
+    // Shared memory of a block that has not begun may not be written, and that of one that has
+    // ended is gone: the others have begun from here on, and sum_row ends with a barrier.
+    if constexpr (CLUSTER > 1) cluster_barrier_wait();
+    for (int turn = 0; row - ty < M; row += rows, turn ^= 1) {
+        const int left = row < M ? N - first : 0;  // threads beyond the last row still take part
         float x_hat[PACKS][VEC], g[PACKS][VEC], sums[2] = {};  // of g and g * x_hat, g = dy * w
         const float rstd_of_row = held.rstd;
 #pragma unroll
         for (int p = 0; p < PACKS; ++p) {
-            const int n = (p * THREADS + tx) * VEC;
-            if (n < count) {
-                const auto w_pack = load_pack<VEC>(w + n);  // from the L1: registers hold the rest
+            const int n = p * STEP * VEC;
+            if (n < left) {
+                const auto w_pack = CLUSTER > 1 ? sW[p][tx] : load_pack<VEC>(w + n);
 #pragma unroll
                 for (int k = 0; k < VEC; ++k) {
                     const float dy_k = held.dy[p].v[k];
@@ -77,33 +101,24 @@ __global__ void __launch_bounds__(THREADS* ROWS, VEC > 1 ? 512 / (THREADS * ROWS
             }
         }
 
-        const int next_count = row + step < M ? N : 0;
-        load_row<THREADS>(held, dy, x, mean, rstd, row + step, next_count, N);  // on its way
+        const int next_left = row + rows < M ? N - first : 0;
+        load_row<STEP>(held, dy, x, mean, rstd, row + rows, next_left, N);  // on its way
 
-#pragma unroll
-        for (int i = 0; i < 2; ++i) sums[i] = sum_lanes<(THREADS < 32 ? THREADS : 32)>(sums[i]);
-        if constexpr (WARPS > 1) {
-            if (lane < 2) sSums[turn][lane][warp] = lane ? sums[1] : sums[0];
-            __syncthreads();  // every warp's sums are there
-#pragma unroll
-            for (int i = 0; i < 2; ++i)
-                sums[i] = sum_lanes<32>(lane < WARPS ? sSums[turn][i][lane] : 0.f);
-        }
-
+        sum_row<THREADS, CLUSTER>(sums, sSums[turn], rank);
         const float mean_g = sums[0] / N, mean_gx = sums[1] / N;
 #pragma unroll
         for (int p = 0; p < PACKS; ++p) {
-            const int n = (p * THREADS + tx) * VEC;
+            const int n = p * STEP * VEC;
             Pack<T, VEC> pack;
 #pragma unroll
             for (int k = 0; k < VEC; ++k)
                 pack.v[k] = T(rstd_of_row * (g[p][k] - mean_g - x_hat[p][k] * mean_gx));
-            if (n < count) store_pack(dx + row * N + n, pack);
+            if (n < left) store_pack(dx + row * N + n, pack);
         }
     }
 
-    parts += (long long)blockIdx.x * N;
-    const long long of_db = (long long)gridDim.x * N;
+    parts += group * N;
+    const long long of_db = groups * N;
     if constexpr (ROWS > 1) {
         constexpr int STRIP = THREADS * VEC;
         __shared__ float sDw[ROWS][STRIP], sDb[ROWS][STRIP];
@@ -133,13 +148,32 @@ __global__ void __launch_bounds__(THREADS* ROWS, VEC > 1 ? 512 / (THREADS * ROWS
         for (int p = 0; p < PACKS; ++p)
 #pragma unroll
             for (int k = 0; k < VEC; ++k) {
-                const int n = (p * THREADS + tx) * VEC + k;
+                const int n = first + p * STEP * VEC + k;
                 if (n < N) {
                     parts[n] = dw[p][k];
                     parts[of_db + n] = db[p][k];
                 }
             }
     }
+}
+
+// Unless told that 512 resident threads are meant, the compiler takes registers that only fewer
+// have.
+template <typename T, int VEC, int PACKS, int THREADS, int ROWS, int CLUSTER>
+__global__ void __launch_bounds__(THREADS* ROWS, VEC > 1 ? 512 / (THREADS * ROWS) : 1)
+    layer_norm_backward_kernel(const T* dy, const T* x, const T* __restrict__ w, const float* mean,
+                               const float* rstd, T* __restrict__ dx, float* __restrict__ parts,
+                               long long M, int N) {
+    walk<T, VEC, PACKS, THREADS, ROWS, CLUSTER>(dy, x, w, mean, rstd, dx, parts, M, N);
+}
+
+// A kernel of its own, as clusters start slower than blocks, even clusters of one.
+template <typename T, int VEC, int PACKS, int THREADS, int ROWS, int CLUSTER>
+__global__ void __launch_bounds__(THREADS* ROWS) __attribute__((cluster_dims(CLUSTER, 1, 1)))
+layer_norm_backward_cluster_kernel(const T* dy, const T* x, const T* __restrict__ w,
+                                   const float* mean, const float* rstd, T* __restrict__ dx,
+                                   float* __restrict__ parts, long long M, int N) {
+    walk<T, VEC, PACKS, THREADS, ROWS, CLUSTER>(dy, x, w, mean, rstd, dx, parts, M, N);
 }
 
 // A block has a row. `means`: (2, M), of each row the means of g and of g * x_hat.

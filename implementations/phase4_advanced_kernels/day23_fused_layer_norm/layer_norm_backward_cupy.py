@@ -1,4 +1,4 @@
-"""Blocks walk over rows and sum columns meanwhile; rows that no block holds are read twice."""
+"""Blocks or clusters walk over rows and sum columns meanwhile; longer rows are read twice."""
 
 from pathlib import Path
 
@@ -10,11 +10,13 @@ from implementations.phase4_advanced_kernels.day23_fused_layer_norm.layer_norm_b
 
 BLOCK = 256  # threads of a block, unless one row takes more than a warp
 PER_THREAD = 16  # elements a thread holds, of dy, x, dw and db each
-MAX_THREADS = 512  # threads of a row: more would have too few registers
+MAX_THREADS = 512  # threads of a block: more would have too few registers
+MAX_CLUSTER = 8  # blocks of a cluster, at most
 RESIDENT = 512  # threads that a multiprocessor has at once
+GPC = 16  # multiprocessors, or a few more, among which the blocks of a cluster must find room
 TX, TY = 64, 4  # threads of a block along a row and down it: a strip of 1 KB
 PARTS = 8  # of the rows, for blocks that own a strip
-SUM_TX, SUM_TY = 32, 8  # of the last kernel
+SUM_TX, SUM_TY = 32, 8  # of the last kernel, at most
 
 SOURCE = CudaSource(Path(__file__).with_name("layer_norm_backward.cu"))
 
@@ -29,17 +31,24 @@ def layer_norm_backward(dy, x, w, mean, rstd):
     if N % VEC:  # rows do not start at a multiple of 16 bytes
         VEC = 1
     packs = N // VEC
-    threads = max(min(packs, 32), -(-N // PER_THREAD))
-    THREADS = 1 << (threads - 1).bit_length()
-    if THREADS <= MAX_THREADS:
-        PACKS = -(-packs // THREADS)
+    row_threads = max(min(packs, 32), -(-N // PER_THREAD))
+    row_threads = 1 << (row_threads - 1).bit_length()
+    gpu = properties(x.device)
+    if row_threads <= MAX_THREADS * (MAX_CLUSTER if gpu.clusters() else 1):
+        THREADS = min(row_threads, MAX_THREADS)
+        CLUSTER = row_threads // THREADS
+        PACKS = -(-packs // row_threads)
         ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory
-        programs = properties(x.device).programs(RESIDENT // (THREADS * ROWS))
-        count = min(programs, -(-M // ROWS))
+        groups = gpu.programs(RESIDENT // (THREADS * ROWS))
+        if CLUSTER > 1:
+            groups = max(1, gpu.multiprocessors // GPC) * (GPC // CLUSTER)
+        count = min(groups, -(-M // ROWS))
         parts = torch.empty(2, count, N, dtype=torch.float32, device=x.device)
+        grid, block = (count * CLUSTER,), (THREADS, ROWS)
         args = dy, x, w, mean, rstd, dx, parts, M, N
         template = dict(T=x.dtype, VEC=VEC, PACKS=PACKS, THREADS=THREADS, ROWS=ROWS)
-        SOURCE.launch("layer_norm_backward_kernel", (count,), (THREADS, ROWS), *args, **template)
+        kernel = f"layer_norm_backward_{'cluster_' if CLUSTER > 1 else ''}kernel"
+        SOURCE.launch(kernel, grid, block, *args, **template, CLUSTER=CLUSTER)
     else:
         means = torch.empty(2, M, dtype=torch.float32, device=x.device)
         args = dy, x, w, mean, rstd, means, M, N
@@ -56,8 +65,9 @@ def layer_norm_backward(dy, x, w, mean, rstd):
         template = dict(T=x.dtype, VEC=VEC, TX=TX, TY=TY)
         SOURCE.launch(kernel, (strips, count), (TX, TY), *args, **template)
 
-    grid, block = (-(-N // SUM_TX), 2), (SUM_TX, SUM_TY)
-    template = dict(T=x.dtype, TX=SUM_TX, TY=SUM_TY)
+    TY_OF_SUM = min(SUM_TY, 1 << (count - 1).bit_length())  # no more than there is to add
+    grid, block = (-(-N // SUM_TX), 2), (SUM_TX, TY_OF_SUM)
+    template = dict(T=x.dtype, TX=SUM_TX, TY=TY_OF_SUM)
     args = parts, dw, db, count, N
     SOURCE.launch("layer_norm_backward_sum_kernel", grid, block, *args, **template)
     return dx, dw, db

@@ -1,34 +1,44 @@
-"""Blocks walk over rows and sum columns meanwhile; rows that no block holds are read twice."""
+"""Blocks or clusters walk over rows and sum columns meanwhile; longer rows are read twice."""
 
 from functools import cache
 
+import numpy as np
 import torch
 from numba import cuda, float32, int64
 
 from implementations.common.device import properties
 from implementations.common.numba_cuda import launch
 from implementations.instructions.access import load, load_pack, store, store_pack
-from implementations.instructions.reduce import Sum, make_sum_lanes, reduce_row
+from implementations.instructions.cluster import (
+    cluster_barrier_arrive,
+    cluster_barrier_wait,
+    cluster_dims,
+)
+from implementations.instructions.reduce import Sum, reduce_row
+from implementations.instructions.row_norm import make_sum_row_pair
 from implementations.phase4_advanced_kernels.day23_fused_layer_norm.layer_norm_backward import check
 
 BLOCK = 256  # threads of a block, unless one row takes more than a warp
 PER_THREAD = 16  # elements a thread holds, of dy, x, dw and db each
-MAX_THREADS = 512  # threads of a row: more would have too few registers
+MAX_THREADS = 512  # threads of a block: more would have too few registers
+MAX_CLUSTER = 8  # blocks of a cluster, at most
 RESIDENT = 512  # threads that a multiprocessor has at once
+GPC = 16  # multiprocessors, or a few more, among which the blocks of a cluster must find room
 TX, TY = 64, 4  # threads of a block along a row and down it: a strip of 1 KB
 PARTS = 8  # of the rows, for blocks that own a strip
-SUM_TX, SUM_TY = 32, 8  # of the last kernel
+SUM_TX, SUM_TY = 32, 8  # of the last kernel, at most
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
-def make_load_row(VEC, PACKS, THREADS):
-    """The function that loads a thread's packs of a row of dy and x, of `count` elements."""
+def make_load_row(VEC, PACKS, STEP):
+    """The function that loads a thread's packs of a row of dy and x, of which the first is at
+    `start` and `left` elements before the row's end."""
 
     @cuda.jit(device=True)
-    def load_row(dy_held, x_held, dy, x, start, count):
+    def load_row(dy_held, x_held, dy, x, start, left):
         for p in range(PACKS):
-            n = (p * THREADS + cuda.threadIdx.x) * VEC  # neighbours read neighbouring packs
-            if n < count:
+            n = p * STEP * VEC  # neighbours read neighbouring packs
+            if n < left:
                 if VEC > 1:
                     load_pack(dy, start + n, dy_held, p * VEC)
                     load_pack(x, start + n, x_held, p * VEC)
@@ -40,25 +50,34 @@ def make_load_row(VEC, PACKS, THREADS):
 
 
 @cache
-def layer_norm_backward_kernel(VEC, PACKS, THREADS, ROWS):
-    """The kernel in which a block has ROWS rows at a time, each of THREADS threads, which hold the
-    row and, over all rows, the sums of their columns. `parts`: (2, gridDim.x, N), of each block the
-    sums of dy * x_hat and of dy."""
-    HELD, WARPS, STRIP = PACKS * VEC, THREADS // 32, THREADS * VEC
-    load_row = make_load_row(VEC, PACKS, THREADS)
-    sum_in_warp, sum_warps = make_sum_lanes(min(THREADS, 32)), make_sum_lanes(32)
+def layer_norm_backward_kernel(VEC, PACKS, THREADS, ROWS, CLUSTER):
+    """The kernel in which a block, or a cluster, has ROWS rows at a time, whose threads hold them
+    and, over all rows, the sums of their columns. `parts`: (2, groups, N), of each block or cluster
+    the sums of dy * x_hat and of dy."""
+    HELD, STEP, STRIP = PACKS * VEC, CLUSTER * THREADS, THREADS * VEC
+    WARPS = CLUSTER * 32
+    load_row, sum_row_pair = make_load_row(VEC, PACKS, STEP), make_sum_row_pair(THREADS, CLUSTER)
 
     # unless told that 512 resident threads are meant, the compiler takes registers that only fewer
     # have
     @cuda.jit(launch_bounds=(THREADS * ROWS, RESIDENT // (THREADS * ROWS) if VEC > 1 else 1))
     def kernel(dy, x, w, mean, rstd, dx, parts, M, N):
+        cluster_dims(CLUSTER)
         # Of two rows in turn: a warp may be at the next one while another still reads, but not at
         # the one after that, before which lies a barrier.
-        sG = cuda.shared.array((2, 32), float32)
-        sGx = cuda.shared.array((2, 32), float32)
+        sG = cuda.shared.array((2, WARPS), float32)
+        sGx = cuda.shared.array((2, WARPS), float32)
+        # w is read from the L1, as registers hold the rest; a cluster's barrier empties that
+        sW = cuda.shared.array((HELD if CLUSTER > 1 else 1, THREADS), float32)
         tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
-        lane, warp = tx % 32, tx // 32
-        step = int64(cuda.gridDim.x) * ROWS
+        rank = cuda.blockIdx.x % CLUSTER
+        # Where this thread's packs begin: counted from there, the others have constant places, for
+        # which no registers are needed.
+        first = (rank * THREADS + tx) * VEC
+        group, groups = int64(cuda.blockIdx.x // CLUSTER), int64(cuda.gridDim.x // CLUSTER)
+        rows = groups * ROWS  # that all have at once
+        if CLUSTER > 1:
+            cluster_barrier_arrive()
 
         dw = cuda.local.array(HELD, float32)
         db = cuda.local.array(HELD, float32)
@@ -70,22 +89,39 @@ def layer_norm_backward_kernel(VEC, PACKS, THREADS, ROWS):
         x_hat = cuda.local.array(HELD, float32)
         g = cuda.local.array(HELD, float32)
         w_pack = cuda.local.array(VEC, float32)
-        row = int64(cuda.blockIdx.x) * ROWS + ty
-        load_row(dy_held, x_held, dy, x, row * N, N if row < M else 0)
+        row = group * ROWS + ty
+        load_row(dy_held, x_held, dy, x, row * N + first, N - first if row < M else 0)
         mean_next = mean[row] if row < M else float32(0)
         rstd_next = rstd[row] if row < M else float32(0)
+        if CLUSTER > 1:
+            for p in range(PACKS):
+                n = p * STEP * VEC
+                if n < N - first:
+                    if VEC > 1:
+                        load_pack(w, first + n, w_pack, 0)
+                    else:
+                        w_pack[0] = load(w, first + n)
+                    for k in range(VEC):
+                        sW[p * VEC + k, tx] = w_pack[k]  # read by this thread alone
+        # Shared memory of a block that has not begun may not be written, and that of one that has
+        # ended is gone: the others have begun from here on, and sum_row_pair ends with a barrier.
+        if CLUSTER > 1:
+            cluster_barrier_wait()
         turn = 0
         while row - ty < M:
-            count = N if row < M else 0  # threads beyond the last row still take part
+            left = N - first if row < M else 0  # threads beyond the last row still take part
             sum_g, sum_gx = float32(0), float32(0)  # g = dy * w
             mean_of_row, rstd_of_row = mean_next, rstd_next
             for p in range(PACKS):
-                n = (p * THREADS + tx) * VEC
-                if n < count:
-                    if VEC > 1:
-                        load_pack(w, n, w_pack, 0)  # from the L1: registers hold the rest
+                n = p * STEP * VEC
+                if n < left:
+                    if CLUSTER > 1:
+                        for k in range(VEC):
+                            w_pack[k] = sW[p * VEC + k, tx]
+                    elif VEC > 1:
+                        load_pack(w, first + n, w_pack, 0)
                     else:
-                        w_pack[0] = load(w, n)
+                        w_pack[0] = load(w, first + n)
                     for k in range(VEC):
                         at = p * VEC + k
                         x_hat[at] = (x_held[at] - mean_of_row) * rstd_of_row
@@ -95,35 +131,28 @@ def layer_norm_backward_kernel(VEC, PACKS, THREADS, ROWS):
                         sum_g += g[at]
                         sum_gx += g[at] * x_hat[at]
 
-            following = row + step  # on its way meanwhile
-            load_row(dy_held, x_held, dy, x, following * N, N if following < M else 0)
+            following = row + rows  # on its way meanwhile
+            next_left = N - first if following < M else 0
+            load_row(dy_held, x_held, dy, x, following * N + first, next_left)
             mean_next = mean[following] if following < M else float32(0)
             rstd_next = rstd[following] if following < M else float32(0)
 
-            sum_g, sum_gx = sum_in_warp(sum_g), sum_in_warp(sum_gx)
-            if WARPS > 1:
-                if lane == 0:
-                    sG[turn, warp] = sum_g
-                    sGx[turn, warp] = sum_gx
-                cuda.syncthreads()  # every warp's sums are there
-                sum_g = sum_warps(sG[turn, lane] if lane < WARPS else float32(0))
-                sum_gx = sum_warps(sGx[turn, lane] if lane < WARPS else float32(0))
-
+            sum_g, sum_gx = sum_row_pair(sum_g, sum_gx, sG[turn], sGx[turn], rank)
             mean_g, mean_gx = sum_g / float32(N), sum_gx / float32(N)
             for p in range(PACKS):
-                n = (p * THREADS + tx) * VEC
-                if n < count:
+                n = p * STEP * VEC
+                if n < left:
                     for k in range(p * VEC, (p + 1) * VEC):
                         g[k] = rstd_of_row * (g[k] - mean_g - x_hat[k] * mean_gx)
                     if VEC > 1:
-                        store_pack(dx, row * N + n, g, p * VEC)
+                        store_pack(dx, row * N + first + n, g, p * VEC)
                     else:
-                        store(dx, row * N + n, g[p])
+                        store(dx, row * N + first + n, g[p])
             row = following
             turn ^= 1
 
-        of_dw = int64(cuda.blockIdx.x) * N
-        of_db = of_dw + int64(cuda.gridDim.x) * N
+        of_dw = group * N
+        of_db = of_dw + groups * N
         if ROWS > 1:
             sDw = cuda.shared.array((ROWS, STRIP), float32)
             sDb = cuda.shared.array((ROWS, STRIP), float32)
@@ -144,7 +173,7 @@ def layer_norm_backward_kernel(VEC, PACKS, THREADS, ROWS):
         else:
             for p in range(PACKS):
                 for k in range(VEC):
-                    n = (p * THREADS + tx) * VEC + k
+                    n = first + p * STEP * VEC + k
                     if n < N:
                         parts[of_dw + n] = dw[p * VEC + k]
                         parts[of_db + n] = db[p * VEC + k]
@@ -259,29 +288,34 @@ def layer_norm_backward_columns_kernel(VEC):
     return kernel
 
 
-@cuda.jit(launch_bounds=SUM_TX * SUM_TY)
-def layer_norm_backward_sum_kernel(parts, dw, db, count, N):
-    """dw or db, by blockIdx.y: a block adds up SUM_TX columns of `parts`, (2, count, N), SUM_TY
-    rows at a time, always in the same order."""
-    sSums = cuda.shared.array((SUM_TY, SUM_TX), float32)
-    tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
-    n = int64(cuda.blockIdx.x) * SUM_TX + tx
-    first = cuda.blockIdx.y * count
+@cache
+def layer_norm_backward_sum_kernel(TY):
+    """The kernel for dw or db, by blockIdx.y: a block adds up SUM_TX columns of `parts`, (2, count,
+    N), TY rows at a time, always in the same order."""
 
-    total = float32(0)
-    if n < N:
-        for i in range(first + ty, first + count, SUM_TY):
-            total += parts[i * N + n]
-    sSums[ty, tx] = total
-    cuda.syncthreads()  # the sums of all rows of threads are there
-    if ty == 0 and n < N:
+    @cuda.jit(launch_bounds=SUM_TX * TY)
+    def kernel(parts, dw, db, count, N):
+        sSums = cuda.shared.array((TY, SUM_TX), float32)
+        tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
+        n = int64(cuda.blockIdx.x) * SUM_TX + tx
+        first = cuda.blockIdx.y * count
+
         total = float32(0)
-        for t in range(SUM_TY):
-            total += sSums[t, tx]
-        if cuda.blockIdx.y == 0:
-            store(dw, n, total)
-        else:
-            store(db, n, total)
+        if n < N:
+            for i in range(first + ty, first + count, TY):
+                total += parts[i * N + n]
+        sSums[ty, tx] = total
+        cuda.syncthreads()  # the sums of all rows of threads are there
+        if ty == 0 and n < N:
+            total = float32(0)
+            for t in range(TY):
+                total += sSums[t, tx]
+            if cuda.blockIdx.y == 0:
+                store(dw, n, total)
+            else:
+                store(db, n, total)
+
+    return kernel
 
 
 def layer_norm_backward(dy, x, w, mean, rstd):
@@ -294,17 +328,24 @@ def layer_norm_backward(dy, x, w, mean, rstd):
     if N % VEC:  # rows do not start at a multiple of 16 bytes
         VEC = 1
     packs = N // VEC
-    threads = max(min(packs, 32), -(-N // PER_THREAD))
-    THREADS = 1 << (threads - 1).bit_length()
+    row_threads = max(min(packs, 32), -(-N // PER_THREAD))
+    row_threads = 1 << (row_threads - 1).bit_length()
     given = dy.view(-1), x.view(-1), w, mean, rstd
-    if THREADS <= MAX_THREADS:
-        PACKS = -(-packs // THREADS)
+    gpu = properties(x.device)
+    if row_threads <= MAX_THREADS * (MAX_CLUSTER if gpu.clusters() else 1):
+        THREADS = min(row_threads, MAX_THREADS)
+        CLUSTER = row_threads // THREADS
+        PACKS = -(-packs // row_threads)
         ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory
-        programs = properties(x.device).programs(RESIDENT // (THREADS * ROWS))
-        count = min(programs, -(-M // ROWS))
+        groups = gpu.programs(RESIDENT // (THREADS * ROWS))
+        if CLUSTER > 1:
+            groups = max(1, gpu.multiprocessors // GPC) * (GPC // CLUSTER)
+        count = min(groups, -(-M // ROWS))
         parts = torch.empty(2 * count * N, dtype=torch.float32, device=x.device)
-        kernel = layer_norm_backward_kernel(VEC, PACKS, THREADS, ROWS)
-        launch(kernel, (count,), (THREADS, ROWS), *given, dx.view(-1), parts, M, N)
+        grid, block = (count * CLUSTER,), (THREADS, ROWS)
+        kernel = layer_norm_backward_kernel(VEC, PACKS, THREADS, ROWS, CLUSTER)
+        args = *given, dx.view(-1), parts, M, np.int32(N)  # in 64 bits it would cost registers
+        launch(kernel, grid, block, *args)
     else:
         means = torch.empty(2 * M, dtype=torch.float32, device=x.device)
         kernel = layer_norm_backward_means_kernel(VEC)
@@ -318,6 +359,7 @@ def layer_norm_backward(dy, x, w, mean, rstd):
         args = *given, means, dx.view(-1), parts, M, N, PART
         launch(kernel, (strips, count), (TX, TY), *args)
 
-    grid, block = (-(-N // SUM_TX), 2), (SUM_TX, SUM_TY)
-    launch(layer_norm_backward_sum_kernel, grid, block, parts, dw, db, count, N)
+    TY_OF_SUM = min(SUM_TY, 1 << (count - 1).bit_length())  # no more than there is to add
+    grid, block = (-(-N // SUM_TX), 2), (SUM_TX, TY_OF_SUM)
+    launch(layer_norm_backward_sum_kernel(TY_OF_SUM), grid, block, parts, dw, db, count, N)
     return dx, dw, db
