@@ -169,10 +169,11 @@ __global__ void __launch_bounds__(THREADS* ROWS, VEC > 1 ? 512 / (THREADS * ROWS
 
 // A kernel of its own, as clusters start slower than blocks, even clusters of one.
 template <typename T, int VEC, int PACKS, int THREADS, int ROWS, int CLUSTER>
-__global__ void __launch_bounds__(THREADS* ROWS) __attribute__((cluster_dims(CLUSTER, 1, 1)))
-layer_norm_backward_cluster_kernel(const T* dy, const T* x, const T* __restrict__ w,
-                                   const float* mean, const float* rstd, T* __restrict__ dx,
-                                   float* __restrict__ parts, long long M, int N) {
+__global__ void __launch_bounds__(THREADS* ROWS, VEC > 1 ? 512 / (THREADS * ROWS) : 1)
+    __attribute__((cluster_dims(CLUSTER, 1, 1)))
+    layer_norm_backward_cluster_kernel(const T* dy, const T* x, const T* __restrict__ w,
+                                       const float* mean, const float* rstd, T* __restrict__ dx,
+                                       float* __restrict__ parts, long long M, int N) {
     walk<T, VEC, PACKS, THREADS, ROWS, CLUSTER>(dy, x, w, mean, rstd, dx, parts, M, N);
 }
 

@@ -15,12 +15,16 @@ from implementations.instructions.access import (
     shared_address,
     store_pack,
 )
-from implementations.instructions.async_copy import cp_async_4, cp_async_commit, cp_async_wait
+from implementations.instructions.async_copy import (
+    cp_async_4,
+    cp_async_16,
+    cp_async_commit,
+    cp_async_wait,
+)
 from implementations.instructions.attention import (
     add_product,
     as_operand,
     exp2_approx,
-    load_strided_rows,
     multiply_rows,
     opaque,
     seen_keys,
@@ -79,6 +83,32 @@ def add_transposed(dtype, DEPTH, BLOCK_M, COLS, WARP_M, WARP_N):
 
 
 @cache
+def load_pair(ROWS, D, THREADS):
+    """`load(shared, tiles, a, start_a, stride_a, b, start_b, stride_b, rows)`: starts the copies of
+    the first `rows` rows of a and of b, which stand from words start_a and start_b on, stride_a and
+    stride_b words apart, to tiles of ROWS rows, one behind the other from word `tiles` on. Of the
+    thread's places, which a loop would keep in registers, nothing stays."""
+    CHUNKS, swizzle_row = D // 8, swizzle(D)  # chunks of a row
+    STEP = THREADS // CHUNKS  # rows at once
+
+    @cuda.jit(device=True)
+    def load(shared, tiles, a, start_a, stride_a, b, start_b, stride_b, rows):
+        tid = opaque(int32(cuda.threadIdx.x))
+        row, col = int32(tid // CHUNKS), int32(tid % CHUNKS * 8)
+        to = int32(tiles + row * D + swizzle_row(row, col))
+        from_a = start_a + int64(row) * stride_a + col
+        from_b = start_b + int64(row) * stride_b + col
+        for i in range(0, ROWS, STEP):
+            bytes = 16 if row + i < rows else 0
+            at_a = global_address(a, from_a + i * stride_a)
+            at_b = global_address(b, from_b + i * stride_b)
+            cp_async_16(shared_address(shared, to + i * D), at_a, bytes)
+            cp_async_16(shared_address(shared, to + (ROWS + i) * D), at_b, bytes)
+
+    return load
+
+
+@cache
 def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
     FRAGMENTS_N, FRAGMENTS_M = WARP_N // 16, BLOCK_M // 8  # of a warp, down and across
     S, OPERAND = (FRAGMENTS_N, FRAGMENTS_M, 4), (FRAGMENTS_N, FRAGMENTS_M // 2, 4)
@@ -91,8 +121,7 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
     WARP_M, WARP_D = 32, BLOCK_M * D // THREADS
     WARPS_M, FRAGMENTS_D = BLOCK_M // WARP_M, WARP_D // 8
     PART, PACKS = (WARP_M // 16, FRAGMENTS_D, 4), WARP_M // 16 * FRAGMENTS_D
-    load_keys = load_strided_rows(BLOCK_N, D, THREADS)
-    load_queries = load_strided_rows(BLOCK_M, D, THREADS)
+    load_keys, load_queries = load_pair(BLOCK_N, D, THREADS), load_pair(BLOCK_M, D, THREADS)
     multiply = multiply_rows(dtype, BLOCK_N, D, WARP_N, BLOCK_M)
     round_weights = as_operand(dtype, FRAGMENTS_N, FRAGMENTS_M)
     add = add_product(dtype, FRAGMENTS_N, BLOCK_M, D)
@@ -107,10 +136,9 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
         shared, floats, stage, q, start_q, stride_qm, do, start_do, stride_dom, lse, delta, row0,
         m0, M,
     ):  # fmt: skip
-        tile, statistics = STAGES + stage * STAGE, STATISTICS + stage * 2 * BLOCK_M
-        load_queries(shared, tile, q, start_q, stride_qm, m0, M)
-        load_queries(shared, tile + BLOCK_M * D, do, start_do, stride_dom, m0, M)
-        i = cuda.threadIdx.x
+        tiles, statistics = int32(STAGES + stage * STAGE), STATISTICS + stage * 2 * BLOCK_M
+        load_queries(shared, tiles, q, start_q, stride_qm, do, start_do, stride_dom, M - m0)
+        i = opaque(int32(cuda.threadIdx.x))  # not kept from step to step
         if i < BLOCK_M:
             # zeros, as beyond of q and do, add to no sum
             bytes, at = (4, row0 + m0 + i) if m0 + i < M else (0, int64(0))
@@ -145,12 +173,14 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
         start_q = b * stride_qb + h * group * stride_qh  # of the first of its heads
         start_do = b * stride_dob + h * group * stride_doh
         start_dq = b * stride_dqb + h * group * stride_dqh
-        start_k = b * stride_kb + h * stride_kh
-        start_v = b * stride_vb + h * stride_vh
+        start_k = b * stride_kb + h * stride_kh + int64(n0) * stride_kn
+        start_v = b * stride_vb + h * stride_vh + int64(n0) * stride_vn
 
         # of each head of q the tiles from that on in which the first query sees the first key
         first_query = int32(max(n0 - offset, int32(0)))
         first = int32(first_query // BLOCK_M * BLOCK_M)
+        start_q += int64(first) * stride_qm  # from here on of the tile that is loaded next
+        start_do += int64(first) * stride_dom
 
         scale = sm_scale * LOG2_E
         rP, rdS = cuda.local.array(S, float32), cuda.local.array(S, float32)
@@ -163,12 +193,10 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
                     rdK[i, j, e], rdV[i, j, e] = float32(0), float32(0)
         # of the tile of queries: its head among q's, its rows, and which of all it is
         g, m0, tile = int32(0) if first_query < M else group, first, int32(-1)
-        load_keys(shared, sK, k, start_k, stride_kn, n0, N)
-        load_keys(shared, sV, v, start_v, stride_vn, n0, N)
+        load_keys(shared, sK, k, start_k, stride_kn, v, start_v, stride_vn, N - n0)
         if g < group:
             load(
-                *(shared, floats, int32(0), q, start_q + g * stride_qh, stride_qm),
-                *(do, start_do + g * stride_doh, stride_dom),
+                *(shared, floats, int32(0), q, start_q, stride_qm, do, start_do, stride_dom),
                 *(lse, delta, int64(head * group + g) * M, m0, M),
             )
         cp_async_commit()
@@ -179,13 +207,16 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
             if tile >= 0 and cuda.threadIdx.x == 0:
                 pass_turn(global_address(turns, int64(tile)), turn + int32(1))  # all have added
             g_next, m_next = g, int32(m0 + BLOCK_M)
+            start_q += int64(BLOCK_M) * stride_qm
+            start_do += int64(BLOCK_M) * stride_dom
             if m_next >= M:
+                start_q += stride_qh - int64(m_next - first) * stride_qm
+                start_do += stride_doh - int64(m_next - first) * stride_dom
                 g_next, m_next = int32(g + 1), first
             if g_next < group:
                 stage = int32((step + 1) % 2)
                 load(
-                    *(shared, floats, stage, q, start_q + g_next * stride_qh, stride_qm),
-                    *(do, start_do + g_next * stride_doh, stride_dom),
+                    *(shared, floats, stage, q, start_q, stride_qm, do, start_do, stride_dom),
                     *(lse, delta, int64(head * group + g_next) * M, m_next, M),
                 )
             cp_async_commit()

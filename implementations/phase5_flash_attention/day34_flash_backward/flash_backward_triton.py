@@ -18,6 +18,8 @@ from implementations.phase5_flash_attention.day34_flash_backward.flash_backward 
 OWNED = 64  # keys, or queries, that a program owns; several share a multiprocessor
 WALKED = {64: 32, 128: 64}  # queries, or keys, of a step of its walk, by D
 NUM_WARPS, NUM_STAGES = 4, {64: 3, 128: 2}
+# What lies between the rows that a program walks over is a constant of its kernel, or the offsets
+# of each row of a tile would take a register.
 
 LOG2_E = tl.constexpr(1.44269504088896)
 
@@ -26,10 +28,10 @@ LOG2_E = tl.constexpr(1.44269504088896)
 def flash_backward_dk_dv_kernel(
     q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, do_ptr, dk_ptr, dv_ptr,
     H, group, M, N, offset,
-    stride_qb, stride_qh, stride_qm,
-    stride_kb, stride_kh, stride_kn,
-    stride_vb, stride_vh, stride_vn,
-    stride_dob, stride_doh, stride_dom,
+    stride_qb, stride_qh, stride_qm: tl.constexpr,
+    stride_kb, stride_kh, stride_kn: tl.constexpr,
+    stride_vb, stride_vh, stride_vn: tl.constexpr,
+    stride_dob, stride_doh, stride_dom: tl.constexpr,
     stride_dkb, stride_dkh, stride_dkn,
     stride_dvb, stride_dvh, stride_dvn,
     sm_scale,
@@ -42,6 +44,8 @@ def flash_backward_dk_dv_kernel(
     b, h, first_key = (head // H).to(tl.int64), (head % H).to(tl.int64), start_n.to(tl.int64)
     offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     offs_d, keys, mask = tl.arange(0, D), offs_n[:, None], (offs_n < N - start_n)[:, None]
+    offs_q = offs_m[:, None] * stride_qm + offs_d[None, :]  # 32 bits: rows are not so far apart
+    offs_do = offs_m[:, None] * stride_dom + offs_d[None, :]
     q_ptr += b * stride_qb + h * group * stride_qh
     k_ptr += b * stride_kb + h * stride_kh + first_key * stride_kn
     v_ptr += b * stride_vb + h * stride_vh + first_key * stride_vn
@@ -59,10 +63,8 @@ def flash_backward_dk_dv_kernel(
         for m in range(first, M, BLOCK_M):
             row0 = (head.to(tl.int64) * group + g) * M + m
             mask_m = offs_m < M - m  # zeros beyond, of q and do, add nothing to any sum
-            # made anew: the offsets of all rows would take registers through the loop
-            rows = (m + offs_m).to(tl.int64)[:, None]
-            q_ptrs = q_ptr + g * stride_qh + rows * stride_qm + offs_d[None, :]
-            do_ptrs = do_ptr + g * stride_doh + rows * stride_dom + offs_d[None, :]
+            q_ptrs = q_ptr + g * stride_qh + tl.cast(m, tl.int64) * stride_qm + offs_q
+            do_ptrs = do_ptr + g * stride_doh + tl.cast(m, tl.int64) * stride_dom + offs_do
             q = tl.load(q_ptrs, mask=mask_m[:, None], other=0.0)  # (BLOCK_M, D)
             lse = tl.load(lse_ptr + row0 + offs_m, mask=mask_m, other=0.0)
             p = tl.exp2(tl.dot(k, tl.trans(q)) * scale - (lse * LOG2_E)[None, :])  # transposed
@@ -85,10 +87,10 @@ def flash_backward_dk_dv_kernel(
 def flash_backward_dq_kernel(
     q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, do_ptr, dq_ptr,
     H, group, M, N, offset,
-    stride_qb, stride_qh, stride_qm,
-    stride_kb, stride_kh, stride_kn,
-    stride_vb, stride_vh, stride_vn,
-    stride_dob, stride_doh, stride_dom,
+    stride_qb, stride_qh, stride_qm: tl.constexpr,
+    stride_kb, stride_kh, stride_kn: tl.constexpr,
+    stride_vb, stride_vh, stride_vn: tl.constexpr,
+    stride_dob, stride_doh, stride_dom: tl.constexpr,
     stride_dqb, stride_dqh, stride_dqm,
     sm_scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -99,6 +101,8 @@ def flash_backward_dq_kernel(
     head, start_m = pid // tiles_m, (tiles_m - 1 - pid % tiles_m) * BLOCK_M
     offs_m, offs_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     offs_d, rows, mask_m = tl.arange(0, D), offs_m[:, None], offs_m < M - start_m
+    offs_k = offs_n[:, None] * stride_kn + offs_d[None, :]  # 32 bits: rows are not so far apart
+    offs_v = offs_n[:, None] * stride_vn + offs_d[None, :]
     b, h = (head // (H * group)).to(tl.int64), (head % (H * group)).to(tl.int64)
     row0, first_row = head.to(tl.int64) * M + start_m, start_m.to(tl.int64)
     q_ptr += b * stride_qb + h * stride_qh + first_row * stride_qm
@@ -119,14 +123,16 @@ def flash_backward_dq_kernel(
     whole = seen_keys(start_m, N, offset) // BLOCK_N * BLOCK_N
     end = seen_keys(tl.minimum(start_m + BLOCK_M, M) - 1, N, offset)
     for n in range(0, end, BLOCK_N):
-        keys, mask_n = (n + offs_n).to(tl.int64)[:, None], (offs_n < N - n)[:, None]
-        k = tl.load(k_ptr + keys * stride_kn + offs_d[None, :], mask=mask_n, other=0.0)
-        v = tl.load(v_ptr + keys * stride_vn + offs_d[None, :], mask=mask_n, other=0.0)
+        mask_n = (offs_n < N - n)[:, None]
+        k = tl.load(k_ptr + offs_k, mask=mask_n, other=0.0)  # (BLOCK_N, D)
+        v = tl.load(v_ptr + offs_v, mask=mask_n, other=0.0)
         p = tl.exp2(tl.dot(q, tl.trans(k)) * scale - lse2[:, None])
         ds = p * (tl.dot(do, tl.trans(v)) - delta[:, None])
         if n >= whole:
             ds = tl.where(offs_n[None, :] < (seen - n)[:, None], ds, 0.0)
         dq = tl.dot(ds.to(k.dtype), k, dq)
+        k_ptr += BLOCK_N * stride_kn
+        v_ptr += BLOCK_N * stride_vn
 
     dq_ptrs = dq_ptr + rows * stride_dqm + offs_d[None, :]
     tl.store(dq_ptrs, (dq * sm_scale).to(dq_ptr.dtype.element_ty), mask=mask_m[:, None])
