@@ -63,8 +63,9 @@ def flash_backward_dk_dv_kernel(
         for m in range(first, M, BLOCK_M):
             row0 = (head.to(tl.int64) * group + g) * M + m
             mask_m = offs_m < M - m  # zeros beyond, of q and do, add nothing to any sum
-            q_ptrs = q_ptr + g * stride_qh + tl.cast(m, tl.int64) * stride_qm + offs_q
-            do_ptrs = do_ptr + g * stride_doh + tl.cast(m, tl.int64) * stride_dom + offs_do
+            g64, m64 = tl.cast(g, tl.int64), tl.cast(m, tl.int64)
+            q_ptrs = q_ptr + g64 * stride_qh + m64 * stride_qm + offs_q
+            do_ptrs = do_ptr + g64 * stride_doh + m64 * stride_dom + offs_do
             q = tl.load(q_ptrs, mask=mask_m[:, None], other=0.0)  # (BLOCK_M, D)
             lse = tl.load(lse_ptr + row0 + offs_m, mask=mask_m, other=0.0)
             p = tl.exp2(tl.dot(k, tl.trans(q)) * scale - (lse * LOG2_E)[None, :])  # transposed
