@@ -41,7 +41,7 @@ __device__ void load_row(Row<T, VEC, PACKS>& held, const T* dy, const T* x, cons
 
 // `parts`: (2, groups, N), of each block or cluster the sums of dy * x_hat and of dy. What is
 // loaded is not __restrict__: the compiler would put a load that may pass a barrier behind it, and
-// the next row is to be under way while the sums of this one are exchanged.
+// the first row is to be under way while the cluster begins.
 template <typename T, int VEC, int PACKS, int THREADS, int ROWS, int CLUSTER>
 __device__ __forceinline__ void walk(const T* dy, const T* x, const T* __restrict__ w,
                                      const float* mean, const float* rstd, T* __restrict__ dx,
@@ -101,10 +101,11 @@ __device__ __forceinline__ void walk(const T* dy, const T* x, const T* __restric
             }
         }
 
-        const int next_left = row + rows < M ? N - first : 0;
-        load_row<STEP>(held, dy, x, mean, rstd, row + rows, next_left, N);  // on its way
-
         sum_row<THREADS, CLUSTER>(sums, sSums[turn], rank);
+        // On its way while dx is made; before the sums, these would queue behind it.
+        const int next_left = row + rows < M ? N - first : 0;
+        load_row<STEP>(held, dy, x, mean, rstd, row + rows, next_left, N);
+
         const float mean_g = sums[0] / N, mean_gx = sums[1] / N;
 #pragma unroll
         for (int p = 0; p < PACKS; ++p) {

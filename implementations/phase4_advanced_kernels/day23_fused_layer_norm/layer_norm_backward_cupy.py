@@ -13,7 +13,10 @@ PER_THREAD = 16  # elements a thread holds, of dy, x, dw and db each
 MAX_THREADS = 512  # threads of a block: more would have too few registers
 MAX_CLUSTER = 8  # blocks of a cluster, at most
 RESIDENT = 512  # threads that a multiprocessor has at once
-GPC = 16  # multiprocessors, or a few more, among which the blocks of a cluster must find room
+# A cluster's blocks lie in one group of neighbouring multiprocessors, of which a whole number of
+# clusters leaves some over: as many in all groups, at most, by CLUSTER. One cluster more than find
+# room would run when all others have ended.
+LEFT_OVER = {2: 0, 4: 12, 8: 12}
 TX, TY = 64, 4  # threads of a block along a row and down it: a strip of 1 KB
 PARTS = 8  # of the rows, for blocks that own a strip
 SUM_TX, SUM_TY = 32, 8  # of the last kernel, at most
@@ -41,7 +44,7 @@ def layer_norm_backward(dy, x, w, mean, rstd):
         ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory
         groups = gpu.programs(RESIDENT // (THREADS * ROWS))
         if CLUSTER > 1:
-            groups = max(1, gpu.multiprocessors // GPC) * (GPC // CLUSTER)
+            groups = max(1, (gpu.multiprocessors - LEFT_OVER[CLUSTER]) // CLUSTER)
         count = min(groups, -(-M // ROWS))
         parts = torch.empty(2, count, N, dtype=torch.float32, device=x.device)
         grid, block = (count * CLUSTER,), (THREADS, ROWS)

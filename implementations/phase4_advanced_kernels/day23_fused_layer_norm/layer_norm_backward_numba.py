@@ -23,7 +23,10 @@ PER_THREAD = 16  # elements a thread holds, of dy, x, dw and db each
 MAX_THREADS = 512  # threads of a block: more would have too few registers
 MAX_CLUSTER = 8  # blocks of a cluster, at most
 RESIDENT = 512  # threads that a multiprocessor has at once
-GPC = 16  # multiprocessors, or a few more, among which the blocks of a cluster must find room
+# A cluster's blocks lie in one group of neighbouring multiprocessors, of which a whole number of
+# clusters leaves some over: as many in all groups, at most, by CLUSTER. One cluster more than find
+# room would run when all others have ended.
+LEFT_OVER = {2: 0, 4: 12, 8: 12}
 TX, TY = 64, 4  # threads of a block along a row and down it: a strip of 1 KB
 PARTS = 8  # of the rows, for blocks that own a strip
 SUM_TX, SUM_TY = 32, 8  # of the last kernel, at most
@@ -131,13 +134,14 @@ def layer_norm_backward_kernel(VEC, PACKS, THREADS, ROWS, CLUSTER):
                         sum_g += g[at]
                         sum_gx += g[at] * x_hat[at]
 
-            following = row + rows  # on its way meanwhile
+            sum_g, sum_gx = sum_row_pair(sum_g, sum_gx, sG[turn], sGx[turn], rank)
+            # on its way while dx is made; before the sums, these would queue behind it
+            following = row + rows
             next_left = N - first if following < M else 0
             load_row(dy_held, x_held, dy, x, following * N + first, next_left)
             mean_next = mean[following] if following < M else float32(0)
             rstd_next = rstd[following] if following < M else float32(0)
 
-            sum_g, sum_gx = sum_row_pair(sum_g, sum_gx, sG[turn], sGx[turn], rank)
             mean_g, mean_gx = sum_g / float32(N), sum_gx / float32(N)
             for p in range(PACKS):
                 n = p * STEP * VEC
@@ -339,7 +343,7 @@ def layer_norm_backward(dy, x, w, mean, rstd):
         ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory
         groups = gpu.programs(RESIDENT // (THREADS * ROWS))
         if CLUSTER > 1:
-            groups = max(1, gpu.multiprocessors // GPC) * (GPC // CLUSTER)
+            groups = max(1, (gpu.multiprocessors - LEFT_OVER[CLUSTER]) // CLUSTER)
         count = min(groups, -(-M // ROWS))
         parts = torch.empty(2 * count * N, dtype=torch.float32, device=x.device)
         grid, block = (count * CLUSTER,), (THREADS, ROWS)
