@@ -1,6 +1,7 @@
 """Arguments that a kernel does not take: the same sentence from every backend, before any work."""
 
 from contextlib import nullcontext
+from math import prod
 
 import pytest
 import torch
@@ -150,6 +151,26 @@ def test_unusual_is_refused_or_right(kernel, i, bad):
         else:
             assert told[0] is ValueError
     assert len(refusals) == 1
+
+
+def odd_where_one(x):
+    """The same elements: the stride of a dimension of one says nothing, and may be any."""
+    steps = (3 if n == 1 else step for n, step in zip(x.shape, x.stride(), strict=True))
+    return x.as_strided(x.shape, tuple(steps), x.storage_offset())
+
+
+@pytest.mark.parametrize("kernel", registry.kernels())
+def test_the_stride_of_a_dimension_of_one_is_no_matter(kernel):
+    spec = registry.spec(kernel)
+    lengths = {i: [n for n in s.values() if type(n) is int] for i, s in enumerate(spec.check_sizes)}
+    ones = [i for i, of in lengths.items() if min(of) == 1 < max(of)]
+    if not ones:
+        pytest.skip("no check size has a dimension of one beside others")
+    size = spec.check_sizes[min(ones, key=lambda i: prod(lengths[i]))]
+    inputs = spec.make_inputs(spec.dtypes[0], TORCH_DEVICE, 0, **size)
+    odd = tree_map_only(torch.Tensor, odd_where_one, inputs)
+    for host in hosts(kernel).values():
+        assert agreement.judge(spec, size, inputs, host(*odd)).error == ""
 
 
 @pytest.mark.parametrize("transform", [torch.func.functionalize, torch.func.grad, torch.vmap])
