@@ -24,6 +24,7 @@ from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
 from implementations.common import registry  # noqa: E402
 from implementations.common.check import dtype_name  # noqa: E402
+from implementations.common.spec import Size  # noqa: E402
 from study.bench.cells import WARM, parse_size, size_text  # noqa: E402
 from study.bench.entries import reference  # noqa: E402
 from study.report.data import Data, headline, rungs  # noqa: E402
@@ -228,6 +229,10 @@ def _axis(sizes: list[str]) -> tuple[str, dict[str, int]]:
     return " = ".join(equal[along]), {size: p[along] for size, p in parsed.items()}
 
 
+def _flags(size: Size) -> dict[str, bool]:
+    return {name: value for name, value in size.items() if type(value) is bool}
+
+
 def _tick(n: int) -> str:
     power = n.bit_length() - 1
     if n == 2**power and n >= 2**17:
@@ -240,12 +245,12 @@ def time_by_size(data: Data, kernel: str) -> Figure:
 
     A dtype of one size only has no panel, and a size whose speed has another unit than the
     headline's no place; of sizes that differ in another dimension only, that of the most bytes is
-    drawn, and of these that of the most operations. Where the spec has a model of the traffic, also
-    the speed that it allows.
+    drawn, of these that of the most operations, and of these the one with the headline's flags.
+    Where the spec has a model of the traffic, also the speed that it allows.
     """
     rows = data.timings[(data.timings.kernel == kernel) & data.timings.speed.notna()]
     spec = registry.spec(kernel)
-    unit = spec.work(spec.dtypes[0], **spec.headline).unit
+    unit, flags = spec.work(spec.dtypes[0], **spec.headline).unit, _flags(spec.headline)
     rows = rows[(rows.variant == "") & (rows.unit == unit)]
     several = rows.groupby("dtype")["size"].transform("nunique") > 1
     rows = rows[several] if several.any() else rows
@@ -271,7 +276,8 @@ def time_by_size(data: Data, kernel: str) -> Figure:
             label, at = _axis(list(panel["size"].unique()))
             ticks = sorted(set(at.values()))
             panel = panel.assign(x=panel["size"].map(at).map(ticks.index))
-            panel = panel.sort_values(["bytes", "flops"])
+            panel = panel.assign(like=[_flags(parse_size(n)) == flags for n in panel["size"]])
+            panel = panel.sort_values(["bytes", "flops", "like"])
             panel = panel.drop_duplicates(["x", "backend"], keep="last").sort_values("x")
             limit = (panel.speed / panel.of_ceiling).groupby(panel.x).median()
             ax.plot(limit.index, limit, color=INK, lw=1, zorder=1.9)  # above the grid
