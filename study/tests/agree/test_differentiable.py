@@ -63,6 +63,35 @@ def test_any_of_the_inputs_may_need_a_gradient(kernel, backend):
 
 @every
 @kernels
+def test_the_gradient_of_a_sum_is_one_number_expanded(kernel, backend):
+    host, (_, inputs) = loaded(kernel, backend), problem(kernel)
+    parameters = trained(inputs)
+    found = torch.autograd.grad(host(*parameters).sum(), leaves(parameters))
+    y = host(*parameters)
+    wanted = torch.autograd.grad(y, leaves(parameters), torch.ones_like(y))
+    for x, want in zip(found, wanted, strict=True):
+        assert torch.equal(x, want)
+
+
+@every
+@kernels
+def test_views_give_the_same_in_the_order_of_their_strides(kernel, backend):
+    """Of tensors of four dimensions: neighbouring heads lie side by side in a row."""
+
+    def heads_last(x):
+        return x.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
+
+    host, (_, inputs) = loaded(kernel, backend), problem(kernel)
+    dense, views = trained(inputs), trained(inputs, heads_last)
+    wanted = torch.autograd.grad(loss(host, dense), leaves(dense))
+    found = torch.autograd.grad(loss(host, views), leaves(views))
+    for x, want, given in zip(found, wanted, leaves(views), strict=True):
+        assert torch.equal(x, want)
+        assert x.stride() == given.stride()
+
+
+@every
+@kernels
 def test_without_a_gradient_there_is_no_history(kernel, backend):
     host, (_, inputs) = loaded(kernel, backend), problem(kernel)
     wanted = host(*inputs)
