@@ -58,7 +58,7 @@ CHECK = (  # M, N, K; with two multiprocessors only small tiles have slices, up 
     *((0, 8, 8), (3, 5, 0), (1, 1, 1), (64, 64, 64), (16, 8, 200), (33, 70, 129), (40, 48, 712)),
     *((40, 136, 328), (72, 40, 136), (72, 65, 66), (129, 136, 136), (72, 72, 136), (72, 129, 65)),
     *((136, 130, 65), (16, 8, 9), (16, 9, 8)),
-    *((33, 70, 129, True), (40, 48, 712, True), (129, 136, 8, True)),
+    *((33, 70, 129, True), (40, 48, 712, True), (64, 48, 712, True), (129, 136, 8, True)),
 )
 MORE = ((264, 136, 4104), (264, 136, 4104, True))  # large tiles that have slices
 HUGE = (  # tall, wide and deep: each has an operand of more than 2³¹ elements
