@@ -275,8 +275,10 @@ def time_by_size(data: Data, kernel: str) -> Figure:
                 continue
             label, at = _axis(list(panel["size"].unique()))
             ticks = sorted(set(at.values()))
-            panel = panel.assign(x=panel["size"].map(at).map(ticks.index))
-            panel = panel.assign(like=[_flags(parse_size(n)) == flags for n in panel["size"]])
+            panel = panel.assign(
+                x=panel["size"].map(at).map(ticks.index),
+                like=[_flags(parse_size(size)) == flags for size in panel["size"]],
+            )
             panel = panel.sort_values(["bytes", "flops", "like"])
             panel = panel.drop_duplicates(["x", "backend"], keep="last").sort_values("x")
             limit = (panel.speed / panel.of_ceiling).groupby(panel.x).median()

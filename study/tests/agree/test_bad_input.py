@@ -74,10 +74,14 @@ def refusal(host, inputs):
         return type(error), str(error)
 
 
+def lengths(size):
+    return [n for n in size.values() if type(n) is int]
+
+
 def problem(kernel):
     """(spec, size, inputs) at the first check size with at least 2 in every dimension."""
     spec = registry.spec(kernel)
-    size = next(s for s in spec.check_sizes if min(n for n in s.values() if type(n) is int) > 1)
+    size = next(s for s in spec.check_sizes if min(lengths(s)) > 1)
     return spec, size, spec.make_inputs(spec.dtypes[0], TORCH_DEVICE, 0, **size)
 
 
@@ -162,11 +166,10 @@ def odd_where_one(x):
 @pytest.mark.parametrize("kernel", registry.kernels())
 def test_the_stride_of_a_dimension_of_one_is_no_matter(kernel):
     spec = registry.spec(kernel)
-    lengths = {i: [n for n in s.values() if type(n) is int] for i, s in enumerate(spec.check_sizes)}
-    ones = [i for i, of in lengths.items() if min(of) == 1 < max(of)]
+    ones = [s for s in spec.check_sizes if min(lengths(s)) == 1 < max(lengths(s))]
     if not ones:
         pytest.skip("no check size has a dimension of one beside others")
-    size = spec.check_sizes[min(ones, key=lambda i: prod(lengths[i]))]
+    size = min(ones, key=lambda s: prod(lengths(s)))
     inputs = spec.make_inputs(spec.dtypes[0], TORCH_DEVICE, 0, **size)
     odd = tree_map_only(torch.Tensor, odd_where_one, inputs)
     for host in hosts(kernel).values():
