@@ -5,54 +5,47 @@
 // the rest. A last kernel adds up what the blocks have summed, always in the same order.
 //
 // T: the element type. VEC: elements of a pack of 16 bytes, 1 where rows are not aligned. PACKS:
-// packs that a thread holds. THREADS: threads of a row in one block, a power of two. ROWS: the rows
-// that a block has at once, 1 where THREADS exceed a warp. CLUSTER: the blocks of a row. STEP: the
-// threads of a row in all blocks. TX, TY: threads of a block along a row and down it.
+// packs that a thread has of a row. BUFFERS: rows on their way. THREADS: threads of a row in one
+// block, a power of two. ROWS: the rows that a block has at once, 1 where THREADS exceed a warp.
+// CLUSTER: the blocks of a row. STEP: the threads of a row in all blocks. TX, TY: threads of a
+// block along a row and down it.
 #include "access.cuh"
+#include "async_copy.cuh"
 #include "cluster.cuh"
 #include "reduce.cuh"
 #include "row_norm.cuh"
 
-// One row as one thread has it: its packs of dy and x, and the row's mean and rstd.
-template <typename T, int VEC, int PACKS>
-struct Row {
-    Pack<T, VEC> dy[PACKS], x[PACKS];
-    float mean, rstd;
-};
-
-// dy, x: of the first row, this thread's first pack. left: the elements from there to the row's
-// end.
-template <int STEP, typename T, int VEC, int PACKS>
-__device__ void load_row(Row<T, VEC, PACKS>& held, const T* dy, const T* x, const float* mean,
-                         const float* rstd, long long row, int left, int N) {
+// Starts the copies of a row's packs, of which this thread's first is at `src` and `left` elements
+// before the row's end, to this thread's places: it alone reads them, so they need no barrier.
+template <int STEP, typename T, int VEC, int PACKS, int BLOCK>
+__device__ __forceinline__ void load_row(Pack<T, VEC> (&sRow)[PACKS][BLOCK], const T* src, int tid,
+                                         int left) {
 #pragma unroll
     for (int p = 0; p < PACKS; ++p) {
         const int n = p * STEP * VEC;  // neighbours read neighbouring packs
         if (n < left) {
-            held.dy[p] = load_pack<VEC>(dy + row * N + n);
-            held.x[p] = load_pack<VEC>(x + row * N + n);
+            if constexpr (VEC > 1)
+                cp_async_16(&sRow[p][tid], src + n, 16);
+            else
+                sRow[p][tid] = load_pack<VEC>(src + n);
         }
-    }
-    if (left > 0) {
-        held.mean = mean[row];
-        held.rstd = rstd[row];
     }
 }
 
-// `parts`: (2, groups, N), of each block or cluster the sums of dy * x_hat and of dy. What is
-// loaded is not __restrict__: the compiler would put a load that may pass a barrier behind it, and
-// the first row is to be under way while the cluster begins.
-template <typename T, int VEC, int PACKS, int THREADS, int ROWS, int CLUSTER>
-__device__ __forceinline__ void walk(const T* dy, const T* x, const T* __restrict__ w,
-                                     const float* mean, const float* rstd, T* __restrict__ dx,
+// `parts`: (2, groups, N), of each block or cluster the sums of dy * x_hat and of dy.
+template <typename T, int VEC, int PACKS, int BUFFERS, int THREADS, int ROWS, int CLUSTER>
+__device__ __forceinline__ void walk(const T* __restrict__ dy, const T* __restrict__ x,
+                                     const T* __restrict__ w, const float* __restrict__ mean,
+                                     const float* __restrict__ rstd, T* __restrict__ dx,
                                      float* __restrict__ parts, long long M, int N) {
     constexpr int STEP = CLUSTER * THREADS;
+    using PacksOfRow = Pack<T, VEC>[PACKS][ROWS * THREADS];
+    extern __shared__ __align__(16) unsigned char bytes[];
+    PacksOfRow *sDy = reinterpret_cast<PacksOfRow*>(bytes), *sX = sDy + BUFFERS;
     // Of two rows in turn: a warp may be at the next one while another still reads, but not at the
     // one after that, before which lies a barrier.
     __shared__ float sSums[2][2][32 * CLUSTER];
-    // w is read from the L1, as registers hold the rest; a cluster's barrier empties that.
-    __shared__ Pack<T, VEC> sW[CLUSTER > 1 ? PACKS : 1][THREADS];
-    const int tx = threadIdx.x, ty = threadIdx.y;
+    const int tx = threadIdx.x, ty = threadIdx.y, tid = ty * THREADS + tx;
     const int rank = blockIdx.x % CLUSTER;
     // Where this thread's packs begin: counted from there, the others have constant places, for
     // which no registers are needed.
@@ -65,34 +58,44 @@ __device__ __forceinline__ void walk(const T* dy, const T* x, const T* __restric
     w += first;
     if constexpr (CLUSTER > 1) cluster_barrier_arrive();
 
-    float dw[PACKS][VEC] = {}, db[PACKS][VEC] = {};
-    Row<T, VEC, PACKS> held = {};
     long long row = group * ROWS + ty;
-    load_row<STEP>(held, dy, x, mean, rstd, row, row < M ? N - first : 0, N);
-    if constexpr (CLUSTER > 1) {
 #pragma unroll
-        for (int p = 0; p < PACKS; ++p) {
-            const int n = p * STEP * VEC;
-            if (n < N - first) sW[p][tx] = load_pack<VEC>(w + n);  // read by this thread alone
+    for (int b = 0; b < BUFFERS; ++b) {
+        const long long of_buffer = row + b * rows;
+        load_row<STEP>(sDy[b], dy + of_buffer * N, tid, of_buffer < M ? N - first : 0);
+        load_row<STEP>(sX[b], x + of_buffer * N, tid, of_buffer < M ? N - first : 0);
+        cp_async_commit();
+    }
+    float next_mean = row < M ? mean[row] : 0.f, next_rstd = row < M ? rstd[row] : 0.f;
+    float w_held[PACKS][VEC] = {}, dw[PACKS][VEC] = {}, db[PACKS][VEC] = {};
+#pragma unroll
+    for (int p = 0; p < PACKS; ++p) {
+        const int n = p * STEP * VEC;
+        if (n < N - first) {
+            const auto w_pack = load_pack<VEC>(w + n);
+#pragma unroll
+            for (int k = 0; k < VEC; ++k) w_held[p][k] = w_pack.v[k];
         }
     }
     // Shared memory of a block that has not begun may not be written, and that of one that has
     // ended is gone: the others have begun from here on, and sum_row ends with a barrier.
     if constexpr (CLUSTER > 1) cluster_barrier_wait();
+    const float of_one = 1.f / N;
     for (int turn = 0; row - ty < M; row += rows, turn ^= 1) {
         const int left = row < M ? N - first : 0;  // threads beyond the last row still take part
+        const float mean_of_row = next_mean, rstd_of_row = next_rstd;
         float x_hat[PACKS][VEC], g[PACKS][VEC], sums[2] = {};  // of g and g * x_hat, g = dy * w
-        const float rstd_of_row = held.rstd;
+        const int buffer = turn % BUFFERS;
+        cp_async_wait<BUFFERS - 1>();
 #pragma unroll
         for (int p = 0; p < PACKS; ++p) {
-            const int n = p * STEP * VEC;
-            if (n < left) {
-                const auto w_pack = CLUSTER > 1 ? sW[p][tx] : load_pack<VEC>(w + n);
+            if (p * STEP * VEC < left) {
+                const auto dy_pack = sDy[buffer][p][tid], x_pack = sX[buffer][p][tid];
 #pragma unroll
                 for (int k = 0; k < VEC; ++k) {
-                    const float dy_k = held.dy[p].v[k];
-                    x_hat[p][k] = (float(held.x[p].v[k]) - held.mean) * rstd_of_row;
-                    g[p][k] = dy_k * float(w_pack.v[k]);
+                    const float dy_k = dy_pack.v[k];
+                    x_hat[p][k] = (float(x_pack.v[k]) - mean_of_row) * rstd_of_row;
+                    g[p][k] = dy_k * w_held[p][k];
                     dw[p][k] += dy_k * x_hat[p][k];
                     db[p][k] += dy_k;
                     sums[0] += g[p][k];
@@ -100,13 +103,17 @@ __device__ __forceinline__ void walk(const T* dy, const T* x, const T* __restric
                 }
             }
         }
+        // The barrier of a cluster waits for copies under way, so these begin behind it.
+        if constexpr (CLUSTER > 1) sum_row<THREADS, CLUSTER>(sums, sSums[turn], rank);
+        // What has been read makes room: BUFFERS rows are on their way while this one is finished.
+        const long long coming = row + BUFFERS * rows;
+        load_row<STEP>(sDy[buffer], dy + coming * N, tid, coming < M ? N - first : 0);
+        load_row<STEP>(sX[buffer], x + coming * N, tid, coming < M ? N - first : 0);
+        cp_async_commit();
+        if (row + rows < M) next_mean = mean[row + rows], next_rstd = rstd[row + rows];
+        if constexpr (CLUSTER == 1) sum_row<THREADS, CLUSTER>(sums, sSums[turn], rank);
 
-        sum_row<THREADS, CLUSTER>(sums, sSums[turn], rank);
-        // On its way while dx is made; before the sums, these would queue behind it.
-        const int next_left = row + rows < M ? N - first : 0;
-        load_row<STEP>(held, dy, x, mean, rstd, row + rows, next_left, N);
-
-        const float mean_g = sums[0] / N, mean_gx = sums[1] / N;
+        const float mean_g = sums[0] * of_one, mean_gx = sums[1] * of_one;
 #pragma unroll
         for (int p = 0; p < PACKS; ++p) {
             const int n = p * STEP * VEC;
@@ -160,22 +167,24 @@ __device__ __forceinline__ void walk(const T* dy, const T* x, const T* __restric
 
 // Unless told that 512 resident threads are meant, the compiler takes registers that only fewer
 // have.
-template <typename T, int VEC, int PACKS, int THREADS, int ROWS, int CLUSTER>
+template <typename T, int VEC, int PACKS, int BUFFERS, int THREADS, int ROWS, int CLUSTER>
 __global__ void __launch_bounds__(THREADS* ROWS, VEC > 1 ? 512 / (THREADS * ROWS) : 1)
-    layer_norm_backward_kernel(const T* dy, const T* x, const T* __restrict__ w, const float* mean,
-                               const float* rstd, T* __restrict__ dx, float* __restrict__ parts,
-                               long long M, int N) {
-    walk<T, VEC, PACKS, THREADS, ROWS, CLUSTER>(dy, x, w, mean, rstd, dx, parts, M, N);
+    layer_norm_backward_kernel(const T* __restrict__ dy, const T* __restrict__ x,
+                               const T* __restrict__ w, const float* __restrict__ mean,
+                               const float* __restrict__ rstd, T* __restrict__ dx,
+                               float* __restrict__ parts, long long M, int N) {
+    walk<T, VEC, PACKS, BUFFERS, THREADS, ROWS, CLUSTER>(dy, x, w, mean, rstd, dx, parts, M, N);
 }
 
 // A kernel of its own, as clusters start slower than blocks, even clusters of one.
-template <typename T, int VEC, int PACKS, int THREADS, int ROWS, int CLUSTER>
+template <typename T, int VEC, int PACKS, int BUFFERS, int THREADS, int ROWS, int CLUSTER>
 __global__ void __launch_bounds__(THREADS* ROWS, VEC > 1 ? 512 / (THREADS * ROWS) : 1)
     __attribute__((cluster_dims(CLUSTER, 1, 1)))
-    layer_norm_backward_cluster_kernel(const T* dy, const T* x, const T* __restrict__ w,
-                                       const float* mean, const float* rstd, T* __restrict__ dx,
+    layer_norm_backward_cluster_kernel(const T* __restrict__ dy, const T* __restrict__ x,
+                                       const T* __restrict__ w, const float* __restrict__ mean,
+                                       const float* __restrict__ rstd, T* __restrict__ dx,
                                        float* __restrict__ parts, long long M, int N) {
-    walk<T, VEC, PACKS, THREADS, ROWS, CLUSTER>(dy, x, w, mean, rstd, dx, parts, M, N);
+    walk<T, VEC, PACKS, BUFFERS, THREADS, ROWS, CLUSTER>(dy, x, w, mean, rstd, dx, parts, M, N);
 }
 
 // A block has a row. `means`: (2, M), of each row the means of g and of g * x_hat.

@@ -79,7 +79,7 @@ def in_torch(dy, x, w, mean, rstd):
 # M, N; from 8193 on a row takes a cluster, in Triton two readings, from 65,537 on these in all
 CHECK = (
     *((0, 8), (1, 1), (300, 7), (2, 9), (130, 16), (67, 64), (5, 257), (6, 1023), (7, 1536)),
-    *((3, 8192), (17, 8200), (2, 8195), (1, 16_392)),
+    *((3, 8192), (9, 8200), (2, 8195), (1, 16_392)),
     (2, 65_540),  # aligned in fp32 alone: two sizes would take minutes on the CPU
 )
 MORE = (  # several rows a cluster, several parts of the rows

@@ -42,16 +42,20 @@ def layer_norm_backward(dy, x, w, mean, rstd):
         CLUSTER = row_threads // THREADS
         PACKS = -(-packs // row_threads)
         ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory
-        groups = gpu.programs(RESIDENT // (THREADS * ROWS))
+        programs = RESIDENT // (THREADS * ROWS)  # of a multiprocessor
+        groups = gpu.programs(programs)
         if CLUSTER > 1:
             groups = max(1, (gpu.multiprocessors - LEFT_OVER[CLUSTER]) // CLUSTER)
         count = min(groups, -(-M // ROWS))
         parts = torch.empty(2, count, N, dtype=torch.float32, device=x.device)
         grid, block = (count * CLUSTER,), (THREADS, ROWS)
+        buffer = 2 * x.element_size() * VEC * PACKS * THREADS * ROWS  # bytes of packs of dy and x
+        BUFFERS = 1 if CLUSTER > 1 else gpu.stages(2, programs * buffer)
         args = dy, x, w, mean, rstd, dx, parts, M, N
-        template = dict(T=x.dtype, VEC=VEC, PACKS=PACKS, THREADS=THREADS, ROWS=ROWS)
+        template = dict(T=x.dtype, VEC=VEC, PACKS=PACKS, BUFFERS=BUFFERS)
+        template |= dict(THREADS=THREADS, ROWS=ROWS, CLUSTER=CLUSTER, shared_bytes=BUFFERS * buffer)
         kernel = f"layer_norm_backward_{'cluster_' if CLUSTER > 1 else ''}kernel"
-        SOURCE.launch(kernel, grid, block, *args, **template, CLUSTER=CLUSTER)
+        SOURCE.launch(kernel, grid, block, *args, **template)
     else:
         means = torch.empty(2, M, dtype=torch.float32, device=x.device)
         args = dy, x, w, mean, rstd, means, M, N

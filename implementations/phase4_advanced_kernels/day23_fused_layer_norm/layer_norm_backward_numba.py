@@ -8,7 +8,15 @@ from numba import cuda, float32, int64
 
 from implementations.common.device import properties
 from implementations.common.numba_cuda import launch
-from implementations.instructions.access import load, load_pack, store, store_pack
+from implementations.instructions.access import (
+    global_address,
+    load,
+    load_pack,
+    shared_address,
+    store,
+    store_pack,
+)
+from implementations.instructions.async_copy import cp_async_16, cp_async_commit, cp_async_wait
 from implementations.instructions.cluster import (
     cluster_barrier_arrive,
     cluster_barrier_wait,
@@ -33,116 +41,123 @@ SUM_TX, SUM_TY = 32, 8  # of the last kernel, at most
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
-def make_load_row(VEC, PACKS, STEP):
-    """The function that loads a thread's packs of a row of dy and x, of which the first is at
-    `start` and `left` elements before the row's end."""
+def make_load_row(VEC, PACKS, STEP, BLOCK):
+    """The function that starts the copies of a row's packs, of which this thread's first is at
+    `start` and `left` elements before the row's end, to this thread's places from `at` on: it alone
+    reads them, so they need no barrier."""
 
     @cuda.jit(device=True)
-    def load_row(dy_held, x_held, dy, x, start, left):
+    def load_row(sRows, at, src, start, left):
         for p in range(PACKS):
             n = p * STEP * VEC  # neighbours read neighbouring packs
             if n < left:
+                dst = at + p * BLOCK * VEC
                 if VEC > 1:
-                    load_pack(dy, start + n, dy_held, p * VEC)
-                    load_pack(x, start + n, x_held, p * VEC)
+                    cp_async_16(shared_address(sRows, dst), global_address(src, start + n), 16)
                 else:
-                    dy_held[p] = load(dy, start + n)
-                    x_held[p] = load(x, start + n)
+                    sRows[dst] = src[start + n]
 
     return load_row
 
 
 @cache
-def layer_norm_backward_kernel(VEC, PACKS, THREADS, ROWS, CLUSTER):
+def layer_norm_backward_kernel(VEC, PACKS, BUFFERS, THREADS, ROWS, CLUSTER):
     """The kernel in which a block, or a cluster, has ROWS rows at a time, whose threads hold them
-    and, over all rows, the sums of their columns. `parts`: (2, groups, N), of each block or cluster
-    the sums of dy * x_hat and of dy."""
-    HELD, STEP, STRIP = PACKS * VEC, CLUSTER * THREADS, THREADS * VEC
-    WARPS = CLUSTER * 32
-    load_row, sum_row_pair = make_load_row(VEC, PACKS, STEP), make_sum_row_pair(THREADS, CLUSTER)
+    and, over all rows, the sums of their columns. BUFFERS rows are on their way. `parts`: (2,
+    groups, N), of each block or cluster the sums of dy * x_hat and of dy."""
+    HELD, STEP, STRIP, BLOCK = PACKS * VEC, CLUSTER * THREADS, THREADS * VEC, ROWS * THREADS
+    WARPS, ROW = CLUSTER * 32, HELD * BLOCK
+    load_row = make_load_row(VEC, PACKS, STEP, BLOCK)
+    sum_row_pair, wait_for_rows = make_sum_row_pair(THREADS, CLUSTER), cp_async_wait(BUFFERS - 1)
 
     # unless told that 512 resident threads are meant, the compiler takes registers that only fewer
     # have
     @cuda.jit(launch_bounds=(THREADS * ROWS, RESIDENT // (THREADS * ROWS) if VEC > 1 else 1))
     def kernel(dy, x, w, mean, rstd, dx, parts, M, N):
         cluster_dims(CLUSTER)
+        sRows = cuda.shared.array(0, dy.dtype)  # the buffers of dy, then those of x
         # Of two rows in turn: a warp may be at the next one while another still reads, but not at
         # the one after that, before which lies a barrier.
         sG = cuda.shared.array((2, WARPS), float32)
         sGx = cuda.shared.array((2, WARPS), float32)
-        # w is read from the L1, as registers hold the rest; a cluster's barrier empties that
-        sW = cuda.shared.array((HELD if CLUSTER > 1 else 1, THREADS), float32)
         tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
         rank = cuda.blockIdx.x % CLUSTER
         # Where this thread's packs begin: counted from there, the others have constant places, for
         # which no registers are needed.
-        first = (rank * THREADS + tx) * VEC
+        first, mine = (rank * THREADS + tx) * VEC, (ty * THREADS + tx) * VEC
         group, groups = int64(cuda.blockIdx.x // CLUSTER), int64(cuda.gridDim.x // CLUSTER)
         rows = groups * ROWS  # that all have at once
         if CLUSTER > 1:
             cluster_barrier_arrive()
 
+        row = group * ROWS + ty
+        for b in range(BUFFERS):
+            coming = row + b * rows
+            left = N - first if coming < M else 0
+            load_row(sRows, b * ROW + mine, dy, coming * N + first, left)
+            load_row(sRows, (BUFFERS + b) * ROW + mine, x, coming * N + first, left)
+            cp_async_commit()
+        next_mean = mean[row] if row < M else float32(0)
+        next_rstd = rstd[row] if row < M else float32(0)
+        w_held = cuda.local.array(HELD, float32)
         dw = cuda.local.array(HELD, float32)
         db = cuda.local.array(HELD, float32)
         for k in range(HELD):
             dw[k] = float32(0)
             db[k] = float32(0)
-        dy_held = cuda.local.array(HELD, float32)
-        x_held = cuda.local.array(HELD, float32)
+        for p in range(PACKS):
+            n = p * STEP * VEC
+            if n < N - first:
+                if VEC > 1:
+                    load_pack(w, first + n, w_held, p * VEC)
+                else:
+                    w_held[p] = load(w, first + n)
         x_hat = cuda.local.array(HELD, float32)
         g = cuda.local.array(HELD, float32)
-        w_pack = cuda.local.array(VEC, float32)
-        row = group * ROWS + ty
-        load_row(dy_held, x_held, dy, x, row * N + first, N - first if row < M else 0)
-        mean_next = mean[row] if row < M else float32(0)
-        rstd_next = rstd[row] if row < M else float32(0)
-        if CLUSTER > 1:
-            for p in range(PACKS):
-                n = p * STEP * VEC
-                if n < N - first:
-                    if VEC > 1:
-                        load_pack(w, first + n, w_pack, 0)
-                    else:
-                        w_pack[0] = load(w, first + n)
-                    for k in range(VEC):
-                        sW[p * VEC + k, tx] = w_pack[k]  # read by this thread alone
         # Shared memory of a block that has not begun may not be written, and that of one that has
         # ended is gone: the others have begun from here on, and sum_row_pair ends with a barrier.
         if CLUSTER > 1:
             cluster_barrier_wait()
+        of_one = float32(1) / float32(N)
         turn = 0
         while row - ty < M:
             left = N - first if row < M else 0  # threads beyond the last row still take part
+            mean_of_row, rstd_of_row = next_mean, next_rstd
             sum_g, sum_gx = float32(0), float32(0)  # g = dy * w
-            mean_of_row, rstd_of_row = mean_next, rstd_next
+            buffer = turn % BUFFERS
+            of_dy, of_x = buffer * ROW + mine, (BUFFERS + buffer) * ROW + mine
+            wait_for_rows()
             for p in range(PACKS):
-                n = p * STEP * VEC
-                if n < left:
-                    if CLUSTER > 1:
-                        for k in range(VEC):
-                            w_pack[k] = sW[p * VEC + k, tx]
-                    elif VEC > 1:
-                        load_pack(w, first + n, w_pack, 0)
+                if p * STEP * VEC < left:
+                    if VEC > 1:
+                        load_pack(sRows, of_dy + p * BLOCK * VEC, g, p * VEC)
+                        load_pack(sRows, of_x + p * BLOCK * VEC, x_hat, p * VEC)
                     else:
-                        w_pack[0] = load(w, first + n)
-                    for k in range(VEC):
-                        at = p * VEC + k
-                        x_hat[at] = (x_held[at] - mean_of_row) * rstd_of_row
-                        g[at] = dy_held[at] * w_pack[k]
-                        dw[at] += dy_held[at] * x_hat[at]
-                        db[at] += dy_held[at]
-                        sum_g += g[at]
-                        sum_gx += g[at] * x_hat[at]
+                        g[p] = load(sRows, of_dy + p * BLOCK)
+                        x_hat[p] = load(sRows, of_x + p * BLOCK)
+                    for k in range(p * VEC, (p + 1) * VEC):
+                        dy_k = g[k]
+                        x_hat[k] = (x_hat[k] - mean_of_row) * rstd_of_row
+                        g[k] = dy_k * w_held[k]
+                        dw[k] += dy_k * x_hat[k]
+                        db[k] += dy_k
+                        sum_g += g[k]
+                        sum_gx += g[k] * x_hat[k]
+            # the barrier of a cluster waits for copies under way, so these begin behind it
+            if CLUSTER > 1:
+                sum_g, sum_gx = sum_row_pair(sum_g, sum_gx, sG[turn], sGx[turn], rank)
+            # what has been read makes room: BUFFERS rows are on their way as this one is finished
+            coming = row + BUFFERS * rows
+            coming_left = N - first if coming < M else 0
+            load_row(sRows, of_dy, dy, coming * N + first, coming_left)
+            load_row(sRows, of_x, x, coming * N + first, coming_left)
+            cp_async_commit()
+            if row + rows < M:
+                next_mean, next_rstd = mean[row + rows], rstd[row + rows]
+            if CLUSTER == 1:
+                sum_g, sum_gx = sum_row_pair(sum_g, sum_gx, sG[turn], sGx[turn], rank)
 
-            sum_g, sum_gx = sum_row_pair(sum_g, sum_gx, sG[turn], sGx[turn], rank)
-            # on its way while dx is made; before the sums, these would queue behind it
-            following = row + rows
-            next_left = N - first if following < M else 0
-            load_row(dy_held, x_held, dy, x, following * N + first, next_left)
-            mean_next = mean[following] if following < M else float32(0)
-            rstd_next = rstd[following] if following < M else float32(0)
-
-            mean_g, mean_gx = sum_g / float32(N), sum_gx / float32(N)
+            mean_g, mean_gx = sum_g * of_one, sum_gx * of_one
             for p in range(PACKS):
                 n = p * STEP * VEC
                 if n < left:
@@ -152,7 +167,7 @@ def layer_norm_backward_kernel(VEC, PACKS, THREADS, ROWS, CLUSTER):
                         store_pack(dx, row * N + first + n, g, p * VEC)
                     else:
                         store(dx, row * N + first + n, g[p])
-            row = following
+            row += rows
             turn ^= 1
 
         of_dw = group * N
@@ -341,15 +356,18 @@ def layer_norm_backward(dy, x, w, mean, rstd):
         CLUSTER = row_threads // THREADS
         PACKS = -(-packs // row_threads)
         ROWS = BLOCK // THREADS if THREADS <= 32 else 1  # one row's warps share memory
-        groups = gpu.programs(RESIDENT // (THREADS * ROWS))
+        programs = RESIDENT // (THREADS * ROWS)  # of a multiprocessor
+        groups = gpu.programs(programs)
         if CLUSTER > 1:
             groups = max(1, (gpu.multiprocessors - LEFT_OVER[CLUSTER]) // CLUSTER)
         count = min(groups, -(-M // ROWS))
         parts = torch.empty(2 * count * N, dtype=torch.float32, device=x.device)
         grid, block = (count * CLUSTER,), (THREADS, ROWS)
-        kernel = layer_norm_backward_kernel(VEC, PACKS, THREADS, ROWS, CLUSTER)
+        buffer = 2 * x.element_size() * VEC * PACKS * THREADS * ROWS  # bytes of packs of dy and x
+        BUFFERS = 1 if CLUSTER > 1 else gpu.stages(2, programs * buffer)
+        kernel = layer_norm_backward_kernel(VEC, PACKS, BUFFERS, THREADS, ROWS, CLUSTER)
         args = *given, dx.view(-1), parts, M, np.int32(N)  # in 64 bits it would cost registers
-        launch(kernel, grid, block, *args)
+        launch(kernel, grid, block, *args, shared_bytes=BUFFERS * buffer)
     else:
         means = torch.empty(2 * M, dtype=torch.float32, device=x.device)
         kernel = layer_norm_backward_means_kernel(VEC)

@@ -18,10 +18,15 @@ SUM_M, SUM_N = 16, 32  # a tile of the last kernel
 
 
 @triton.jit
+def add_pairs(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
 def layer_norm_backward_kernel(
     dy_ptr, x_ptr, w_ptr, mean_ptr, rstd_ptr, dx_ptr, dw_ptr, db_ptr,
     M, N,
-    ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BUFFERS: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
     offs_m = tl.arange(0, ROWS)[:, None].to(tl.int64)
@@ -32,7 +37,10 @@ def layer_norm_backward_kernel(
     dw = tl.zeros((ROWS, BLOCK_N), tl.float32)
     db = tl.zeros((ROWS, BLOCK_N), tl.float32)
     step = tl.num_programs(0).to(tl.int64) * ROWS
-    for m in tl.range(pid * ROWS, M, step, num_stages=2):  # the next tile is under way meanwhile
+    of_one = 1.0 / N
+    for m in tl.range(
+        pid * ROWS, M, step, num_stages=1 + BUFFERS
+    ):  # BUFFERS tiles are on their way
         rows = m + offs_m
         in_rows = rows < M
         mask = in_rows & in_columns
@@ -45,8 +53,9 @@ def layer_norm_backward_kernel(
         # beyond N a statistic that is not finite would make it NaN
         x_hat = tl.where(in_columns, (x - mean) * rstd, 0.0)
         g = dy * w
-        mean_g = tl.sum(g, 1, keep_dims=True) / N
-        mean_gx = tl.sum(g * x_hat, 1, keep_dims=True) / N
+        # both sums at once: there is a barrier for each sum
+        sum_g, sum_gx = tl.reduce((g, g * x_hat), 1, add_pairs, keep_dims=True)
+        mean_g, mean_gx = sum_g * of_one, sum_gx * of_one
         dx = rstd * (g - mean_g - x_hat * mean_gx)
         dw += dy * x_hat
         db += dy
@@ -103,7 +112,7 @@ def layer_norm_backward_columns_kernel(
     dw = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     db = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     end = tl.minimum((part + 1) * PART, M)
-    for m in tl.range(part * PART, end, BLOCK_M, num_stages=2):  # the next tile is under way
+    for m in tl.range(part * PART, end, BLOCK_M, num_stages=4):  # three tiles are on their way
         rows = m + offs_m
         in_rows = rows < end
         mask = in_rows & in_columns
@@ -159,10 +168,11 @@ def layer_norm_backward(dy, x, w, mean, rstd):
         BLOCK_N = triton.next_power_of_2(N)
         ROWS = max(1, TILE // BLOCK_N)
         num_warps = ROWS * BLOCK_N // (32 * PER_THREAD)
-        programs = properties(x.device).programs(RESIDENT // (32 * num_warps))
-        count = min(programs, triton.cdiv(M, ROWS))
+        gpu, programs = properties(x.device), RESIDENT // (32 * num_warps)  # of a multiprocessor
+        BUFFERS = gpu.stages(2, 2 * programs * ROWS * BLOCK_N * x.element_size())
+        count = min(gpu.programs(programs), triton.cdiv(M, ROWS))
         parts = torch.empty(2, count, N, dtype=torch.float32, device=x.device)
-        args = dy, x, w, mean, rstd, dx, *parts, M, N, ROWS, BLOCK_N
+        args = dy, x, w, mean, rstd, dx, *parts, M, N, ROWS, BLOCK_N, BUFFERS
         layer_norm_backward_kernel[(count,)](*args, num_warps=num_warps)
     else:
         means = torch.empty(2, M, dtype=torch.float32, device=x.device)

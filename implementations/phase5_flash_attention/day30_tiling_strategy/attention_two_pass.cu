@@ -115,7 +115,8 @@ __global__ void __launch_bounds__(THREADS)
 
     // Second pass: the same scores again, which become weights at once.
     float rO[WARP_M / 16][D / 8][4] = {};
-    __syncthreads();  // all have left the last keys
+    cp_async_wait<0>();  // the first keys, of a tile of queries that sees none
+    __syncthreads();     // all have left the last keys
     load_strided_rows<BLOCK_N, D, THREADS>(sK, k, D, 0, N);
     cp_async_commit();
     for (int tile = 0; tile < tiles; ++tile) {

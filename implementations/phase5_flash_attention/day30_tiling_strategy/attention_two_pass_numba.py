@@ -145,6 +145,7 @@ def attention_two_pass_kernel(dtype, D, BLOCK_N):
             for j in range(D // 8):
                 for e in range(4):
                     rO[i, j, e] = float32(0)
+        cp_async_wait_all()  # the first keys, of a tile of queries that sees none
         cuda.syncthreads()  # all have left the last keys
         load_k(shared, sK, k, start_k, D, 0, N)
         cp_async_commit()
