@@ -41,10 +41,10 @@ __device__ __forceinline__ void walk(const T* __restrict__ dy, const T* __restri
     constexpr int STEP = CLUSTER * THREADS;
     using PacksOfRow = Pack<T, VEC>[PACKS][ROWS * THREADS];
     extern __shared__ __align__(16) unsigned char bytes[];
-    PacksOfRow *sDy = reinterpret_cast<PacksOfRow*>(bytes), *sX = sDy + BUFFERS;
     // Of two rows in turn: a warp may be at the next one while another still reads, but not at the
     // one after that, before which lies a barrier.
-    __shared__ float sSums[2][2][32 * CLUSTER];
+    auto* sSums = reinterpret_cast<float (*)[2][32 * CLUSTER]>(bytes);
+    PacksOfRow *sDy = reinterpret_cast<PacksOfRow*>(sSums + 2), *sX = sDy + BUFFERS;
     const int tx = threadIdx.x, ty = threadIdx.y, tid = ty * THREADS + tx;
     const int rank = blockIdx.x % CLUSTER;
     // Where this thread's packs begin: counted from there, the others have constant places, for
@@ -129,10 +129,11 @@ __device__ __forceinline__ void walk(const T* __restrict__ dy, const T* __restri
     const long long of_db = groups * N;
     if constexpr (ROWS > 1) {
         constexpr int STRIP = THREADS * VEC;
-        __shared__ float sDw[ROWS][STRIP], sDb[ROWS][STRIP];
+        auto* sDw = reinterpret_cast<float (*)[STRIP]>(sDy);  // in the place of rows
+        auto* sDb = sDw + ROWS;
 #pragma unroll
         for (int p = 0; p < PACKS; ++p) {
-            __syncthreads();  // the pack before this one has been read
+            __syncthreads();  // what is there has been read
 #pragma unroll
             for (int k = 0; k < VEC; ++k) {
                 sDw[ty][tx * VEC + k] = dw[p][k];

@@ -53,9 +53,10 @@ def layer_norm_backward(dy, x, w, mean, rstd):
         BUFFERS = 1 if CLUSTER > 1 else gpu.stages(2, programs * buffer)
         args = dy, x, w, mean, rstd, dx, parts, M, N
         template = dict(T=x.dtype, VEC=VEC, PACKS=PACKS, BUFFERS=BUFFERS)
-        template |= dict(THREADS=THREADS, ROWS=ROWS, CLUSTER=CLUSTER, shared_bytes=BUFFERS * buffer)
+        template |= dict(THREADS=THREADS, ROWS=ROWS, CLUSTER=CLUSTER)
+        shared_bytes = 512 * CLUSTER + BUFFERS * buffer  # the sums of two rows lie before them
         kernel = f"layer_norm_backward_{'cluster_' if CLUSTER > 1 else ''}kernel"
-        SOURCE.launch(kernel, grid, block, *args, **template)
+        SOURCE.launch(kernel, grid, block, *args, **template, shared_bytes=shared_bytes)
     else:
         means = torch.empty(2, M, dtype=torch.float32, device=x.device)
         args = dy, x, w, mean, rstd, means, M, N

@@ -66,7 +66,7 @@ def layer_norm_backward_kernel(VEC, PACKS, BUFFERS, THREADS, ROWS, CLUSTER):
     and, over all rows, the sums of their columns. BUFFERS rows are on their way. `parts`: (2,
     groups, N), of each block or cluster the sums of dy * x_hat and of dy."""
     HELD, STEP, STRIP, BLOCK = PACKS * VEC, CLUSTER * THREADS, THREADS * VEC, ROWS * THREADS
-    WARPS, ROW = CLUSTER * 32, HELD * BLOCK
+    PAIRS, ROW = 2 * CLUSTER * max(THREADS // 32, 1), HELD * BLOCK  # of a warp each; of a buffer
     load_row = make_load_row(VEC, PACKS, STEP, BLOCK)
     sum_row_pair, wait_for_rows = make_sum_row_pair(THREADS, CLUSTER), cp_async_wait(BUFFERS - 1)
 
@@ -75,16 +75,16 @@ def layer_norm_backward_kernel(VEC, PACKS, BUFFERS, THREADS, ROWS, CLUSTER):
     @cuda.jit(launch_bounds=(THREADS * ROWS, RESIDENT // (THREADS * ROWS) if VEC > 1 else 1))
     def kernel(dy, x, w, mean, rstd, dx, parts, M, N):
         cluster_dims(CLUSTER)
-        sRows = cuda.shared.array(0, dy.dtype)  # the buffers of dy, then those of x
         # Of two rows in turn: a warp may be at the next one while another still reads, but not at
         # the one after that, before which lies a barrier.
-        sG = cuda.shared.array((2, WARPS), float32)
-        sGx = cuda.shared.array((2, WARPS), float32)
+        sSums = cuda.shared.array(0, float32)
+        sRows = cuda.shared.array(0, dy.dtype)  # behind them the buffers of dy, then those of x
         tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
         rank = cuda.blockIdx.x % CLUSTER
         # Where this thread's packs begin: counted from there, the others have constant places, for
         # which no registers are needed.
-        first, mine = (rank * THREADS + tx) * VEC, (ty * THREADS + tx) * VEC
+        first = (rank * THREADS + tx) * VEC
+        mine = 2 * PAIRS * 4 // dy.itemsize + (ty * THREADS + tx) * VEC
         group, groups = int64(cuda.blockIdx.x // CLUSTER), int64(cuda.gridDim.x // CLUSTER)
         rows = groups * ROWS  # that all have at once
         if CLUSTER > 1:
@@ -145,7 +145,7 @@ def layer_norm_backward_kernel(VEC, PACKS, BUFFERS, THREADS, ROWS, CLUSTER):
                         sum_gx += g[k] * x_hat[k]
             # the barrier of a cluster waits for copies under way, so these begin behind it
             if CLUSTER > 1:
-                sum_g, sum_gx = sum_row_pair(sum_g, sum_gx, sG[turn], sGx[turn], rank)
+                sum_g, sum_gx = sum_row_pair(sum_g, sum_gx, sSums, turn * PAIRS, rank)
             # what has been read makes room: BUFFERS rows are on their way as this one is finished
             coming = row + BUFFERS * rows
             coming_left = N - first if coming < M else 0
@@ -155,7 +155,7 @@ def layer_norm_backward_kernel(VEC, PACKS, BUFFERS, THREADS, ROWS, CLUSTER):
             if row + rows < M:
                 next_mean, next_rstd = mean[row + rows], rstd[row + rows]
             if CLUSTER == 1:
-                sum_g, sum_gx = sum_row_pair(sum_g, sum_gx, sG[turn], sGx[turn], rank)
+                sum_g, sum_gx = sum_row_pair(sum_g, sum_gx, sSums, turn * PAIRS, rank)
 
             mean_g, mean_gx = sum_g * of_one, sum_gx * of_one
             for p in range(PACKS):
@@ -173,19 +173,19 @@ def layer_norm_backward_kernel(VEC, PACKS, BUFFERS, THREADS, ROWS, CLUSTER):
         of_dw = group * N
         of_db = of_dw + groups * N
         if ROWS > 1:
-            sDw = cuda.shared.array((ROWS, STRIP), float32)
-            sDb = cuda.shared.array((ROWS, STRIP), float32)
+            of_rows = ROWS * STRIP  # dw of each row of threads in the place of rows, then db
             for p in range(PACKS):
-                cuda.syncthreads()  # the pack before this one has been read
+                cuda.syncthreads()  # what is there has been read
                 for k in range(VEC):
-                    sDw[ty, tx * VEC + k] = dw[p * VEC + k]
-                    sDb[ty, tx * VEC + k] = db[p * VEC + k]
+                    at = 2 * PAIRS + (ty * THREADS + tx) * VEC + k
+                    sSums[at] = dw[p * VEC + k]
+                    sSums[at + of_rows] = db[p * VEC + k]
                 cuda.syncthreads()  # the sums of all rows of threads are there
                 for i in range(ty * THREADS + tx, STRIP, ROWS * THREADS):
                     of_w, of_b = float32(0), float32(0)
                     for r in range(ROWS):
-                        of_w += sDw[r, i]
-                        of_b += sDb[r, i]
+                        of_w += sSums[2 * PAIRS + r * STRIP + i]
+                        of_b += sSums[2 * PAIRS + of_rows + r * STRIP + i]
                     if p * STRIP + i < N:
                         parts[of_dw + p * STRIP + i] = of_w
                         parts[of_db + p * STRIP + i] = of_b
@@ -367,7 +367,8 @@ def layer_norm_backward(dy, x, w, mean, rstd):
         BUFFERS = 1 if CLUSTER > 1 else gpu.stages(2, programs * buffer)
         kernel = layer_norm_backward_kernel(VEC, PACKS, BUFFERS, THREADS, ROWS, CLUSTER)
         args = *given, dx.view(-1), parts, M, np.int32(N)  # in 64 bits it would cost registers
-        launch(kernel, grid, block, *args, shared_bytes=BUFFERS * buffer)
+        sums = 16 * CLUSTER * max(THREADS // 32, 1)  # bytes
+        launch(kernel, grid, block, *args, shared_bytes=sums + BUFFERS * buffer)
     else:
         means = torch.empty(2 * M, dtype=torch.float32, device=x.device)
         kernel = layer_norm_backward_means_kernel(VEC)
