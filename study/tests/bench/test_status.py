@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 
 from study import status
+from study.agree.faults import mutants
 from study.bench import store
-from study.bench.cells import AGAIN, SLOWER, TIMED, select
+from study.bench.cells import AGAIN, SLOWER, TIMED, Cell, select
 from study.bench.entries import groups
 from study.bench.fingerprint import fingerprint, spec_fingerprint
 from study.report.data import COLUMNS, bound_by
@@ -39,7 +40,9 @@ def complete(tmp_path):
     store.write(home / "samples.parquet", table("samples", timed))
     store.write(home / "timings.csv", table("timings", derived))
     store.write(home / "agreement.csv", table("agreement", checked))
-    for name in ("complexity", "codegen", "mutants"):
+    faults = [Cell(KERNEL, b, "", "") for b in SELECTION.backends for _ in mutants(KERNEL, b)]
+    store.write(tmp_path / "mutants.csv", table("mutants", faults))
+    for name in ("complexity", "codegen"):
         store.write(tmp_path / f"{name}.csv", table(name, checked))
     return tmp_path
 
@@ -72,6 +75,13 @@ def test_derived_table_that_was_cut_short_is_named(complete):
     store.write(path, found[found["backend"] != "numba"])
     with pytest.raises(store.DamagedData, match=r"timings\.csv lacks \d+ of \d+ cells of samples"):
         status.run(SELECTION, data=complete)
+
+
+def test_fault_that_was_not_tried(complete, capsys):
+    path = complete / "mutants.csv"
+    store.write(path, store.read(path).iloc[1:])
+    assert not status.run(SELECTION, data=complete)
+    assert "mutants.csv" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["complexity.csv", "codegen.csv", "mutants.csv"])

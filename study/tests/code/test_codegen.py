@@ -13,6 +13,7 @@ import torch
 import implementations
 from implementations.common import device, registry
 from implementations.common.check import dtype_name
+from implementations.common.cuda_cpp import STATIC_SHARED_BYTES
 from implementations.tiers import compile as offline
 from study.bench import store
 from study.bench.cells import Cell, parse_size, select, size_text
@@ -172,6 +173,14 @@ def fits(spec, found):
     return all(launched["blocks_per_sm"].min() > 0 for _, launched in headline(spec, found))
 
 
+def asks_for_memory(spec, found):
+    """The driver counts static and dynamic shared memory together, and beyond 48 KB must be asked
+    first, which the launchers do for dynamic memory of more than that."""
+    dynamic = found["dynamic_shared_bytes"]
+    together = found["static_shared_bytes"] + dynamic
+    return not any((together > STATIC_SHARED_BYTES) & (dynamic <= STATIC_SHARED_BYTES))
+
+
 def keeps_promises(spec, found):
     return all(
         launched[PROMISED[promise]].to_numpy().any()
@@ -182,7 +191,7 @@ def keeps_promises(spec, found):
 
 SHOWN = ["dtype", "size", "registers", "spill_bytes", "fp64", "hmma", "hgmma", "loads_128"]
 SHOWN += ["stores_128", "error"]
-RULES = (compiles, no_spills, no_fp64, fits, keeps_promises)
+RULES = (compiles, no_spills, no_fp64, fits, asks_for_memory, keeps_promises)
 
 
 DATA = Path(__file__).parents[3] / "data" / "codegen.csv"
@@ -346,7 +355,8 @@ SOURCE = CudaSource(Path(__file__).with_name("double_it.cu"))
 def double_it(x):
     y = torch.empty_like(x)
     for name in NAMES:
-        SOURCE.launch(name, (x.numel() // 256,), (64,), x, y)
+        shared_bytes = 48 * 1024 if name == "unasked" else 0
+        SOURCE.launch(name, (x.numel() // 256,), (64,), x, y, shared_bytes=shared_bytes)
     return y
 """
 CUDA = """
@@ -370,12 +380,19 @@ STACK = """
     for (int k = 0; k < 64; ++k) values[k] = k * a.x;
     a.z = values[int(a.y)] + values[int(a.z)];
 """
+UNASKED = """
+    __shared__ float4 other[64];  // beside 48 KB of dynamic memory
+    other[threadIdx.x] = a;
+    __syncthreads();
+    a = other[63 - threadIdx.x];
+"""
 KERNELS = {  # name → body, the rules it breaks
     "clean": ("a.x = 2.f * a.x;", set()),
     "fp64": ("a.x = 2.1 * a.x;", {"no_fp64"}),
     "spill": (SPILL, {"no_spills"}),
     "stack": (STACK, set()),  # local memory, yet no spill
     "narrow_store": ("((float*)y)[tid] = a.x + a.y + a.z + a.w; return;", {"keeps_promises"}),
+    "unasked": (UNASKED, {"asks_for_memory"}),
     "narrow_load": ("a.y = a.z = a.w = a.x;", {"keeps_promises"}),
 }
 BROKEN = CUDA.replace("NAME", "a").replace("BODY", "twice(2);")
