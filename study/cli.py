@@ -19,6 +19,7 @@ Kernels = Annotated[
 Backends = Annotated[str | None, typer.Option(help="Only these backends: triton, cupy, numba.")]
 Phase = Annotated[int | None, typer.Option(help="Only the kernels of this phase, 1 to 5.")]
 Data = Annotated[Path, typer.Option(help="Where data is kept; one folder a machine is made in it.")]
+SENT = (signal.SIGINT, signal.SIGTERM)  # by who ends a run
 HOME = Path(__file__).parents[1]  # the checkout, whatever folder a command is called from
 DATA, REPORT = HOME / "data", HOME / "report"
 
@@ -301,8 +302,8 @@ def run(kernels: Kernels = None, backends: Backends = None, phase: Phase = None,
 
 def main():
     """Run the command line; what is wrong with the request or the machine is one clear line."""
-    # a scheduler that ends a job stops it as Ctrl-C does
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for sent in SENT:
+        signal.signal(sent, _interrupt)
     try:
         app()
     except SystemExit as end:
@@ -311,6 +312,14 @@ def main():
         _end("interrupted; what was done so far is kept", 130)
     except (RuntimeError, OSError) as error:
         _end(error, getattr(error, "exit_code", 1))
+
+
+def _interrupt(*_) -> None:
+    """End what is running, as a scheduler that ends a job does too; but once, as many send the
+    signal to a process and to its group: the second would break off the saving of what was done."""
+    for sent in SENT:
+        signal.signal(sent, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _end(said: object, code: int) -> None:

@@ -38,9 +38,8 @@ def layer_norm_backward_kernel(
     db = tl.zeros((ROWS, BLOCK_N), tl.float32)
     step = tl.num_programs(0).to(tl.int64) * ROWS
     of_one = 1.0 / N
-    for m in tl.range(
-        pid * ROWS, M, step, num_stages=1 + BUFFERS
-    ):  # BUFFERS tiles are on their way
+    # BUFFERS tiles are on their way meanwhile
+    for m in tl.range(pid * ROWS, M, step, num_stages=1 + BUFFERS):
         rows = m + offs_m
         in_rows = rows < M
         mask = in_rows & in_columns

@@ -17,7 +17,9 @@ from implementations.tiers import compile as offline
 from study.agree import verify
 from study.agree.agreement import as_tuple
 from study.bench.cells import Cell, size_text
-from study.tests import chosen
+from study.tests import chosen, noted
+
+on_cpu = pytest.mark.skipif(DEVICE != "cpu", reason="what a GPU launches is not noted")
 
 
 def cells():
@@ -42,26 +44,71 @@ def test_agrees(cell):
     check(cell)
 
 
+class Asked(Exception):
+    """Whether a host gets fewer stages on a smaller GPU, instead of them."""
+
+
+def gets_fewer_stages(monkeypatch, host, inputs, smaller):
+    """Whether a host does, on a GPU with less shared memory than this one has."""
+    stages, here = device.Properties.stages, device.properties()
+
+    def ask(_, *args):
+        raise Asked(stages(smaller, *args) < stages(here, *args))
+
+    with monkeypatch.context() as patch, noted.launches():
+        patch.setattr(device.Properties, "stages", ask)
+        try:
+            host(*inputs)
+        except Asked as asked:
+            return asked.args[0]
+    return False
+
+
+@on_cpu
 @pytest.mark.parametrize(("kernel", "backend"), chosen.staged())
 def test_agrees_in_less_shared_memory(monkeypatch, kernel, backend):
     if reason := registry.missing(backend):  # which may put a tier in place
         pytest.skip(reason)
-    smaller = replace(device.properties(), shared_bytes=99 * 1024)  # of a GeForce: two stages
+    smaller = replace(device.properties(), shared_bytes=99 * 1024)  # of a GeForce
+    spec, host = registry.spec(kernel), registry.load(kernel, backend)
+    dtype = spec.dtypes[0]
+    sizes = [
+        size
+        for size in spec.check_sizes
+        if gets_fewer_stages(monkeypatch, host, spec.arguments(dtype, "cpu", 0, **size), smaller)
+    ]
+    if not sizes:
+        pytest.skip(f"{kernel} in {backend} has as many stages there at every check size")
     monkeypatch.setattr(device, "describe", lambda device: smaller)
-    sizes = registry.spec(kernel).check_sizes
     # whose loop fills stages anew: over K, in attention over the keys
     longest = max(sizes, key=lambda size: size["K" if "K" in size else "N"])
-    check(Cell(kernel, backend, dtype_name(registry.spec(kernel).dtypes[0]), size_text(longest)))
+    check(Cell(kernel, backend, dtype_name(dtype), size_text(longest)))
 
 
+def grids(monkeypatch, host, inputs, gpu):
+    """The grids of what a host launches on some GPU."""
+    with monkeypatch.context() as patch, noted.launches() as found:
+        patch.setattr(device, "describe", lambda device: gpu)
+        host(*inputs)
+    return found
+
+
+@on_cpu
 @pytest.mark.parametrize(("kernel", "backend"), chosen.scaling())
 def test_agrees_on_a_larger_gpu(monkeypatch, kernel, backend):
     if reason := registry.missing(backend):
         pytest.skip(reason)
-    larger = replace(device.properties(), multiprocessors=16)  # the CPU tier has two
+    here = device.properties()
+    larger = replace(here, multiprocessors=16)  # the CPU tier has two
+    spec, host = registry.spec(kernel), registry.load(kernel, backend)
+    dtype, sizes = spec.dtypes[0], []
+    for size in spec.check_sizes:
+        inputs = spec.arguments(dtype, "cpu", 0, **size)
+        if grids(monkeypatch, host, inputs, here) != grids(monkeypatch, host, inputs, larger):
+            sizes.append(size)
+    assert sizes, "no check size makes a grid that grows with the GPU"
     monkeypatch.setattr(device, "describe", lambda device: larger)
-    spec, dtype = registry.spec(kernel), registry.spec(kernel).dtypes[0]
-    for size in sorted(spec.check_sizes, key=lambda size: spec.work(dtype, **size).flops)[-3:]:
+    for size in sorted(sizes, key=lambda size: spec.work(dtype, **size).flops)[-3:]:
         check(Cell(kernel, backend, dtype_name(dtype), size_text(size)))
 
 

@@ -5,20 +5,16 @@ memory that is never touched, and launches are noted instead of run, or run for 
 """
 
 import ctypes
-import inspect
 import math
 import mmap
 import re
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-import triton.language as tl
 from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
-from triton._utils import TRITON_MAX_TENSOR_NUMEL
 from triton.runtime import interpreter
 
 from implementations import DEVICE
@@ -29,6 +25,7 @@ from implementations.tiers.cpu import PROPERTIES, numba_fibers
 from implementations.tiers.cpu import cuda_cpp as cuda_on_cpu
 from study.agree.agreement import as_tuple, compare, expected
 from study.bench.cells import size_text
+from study.tests import noted
 from study.tests.agree.test_bad_input import hosts, problem, refusal
 
 pytestmark = pytest.mark.skipif(
@@ -118,33 +115,10 @@ limits = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def launches(monkeypatch):
-    """The grids of all launches, which are noted and not run; arguments that do not fit raise."""
-    grids = []
-    for backend in registry.BACKENDS:
-        registry.missing(backend)  # which puts in place what runs launches
-
-    def cuda(kernel, name, grid, block, args, shared_bytes):
-        kernel.typed(args)
-        grids.append(grid)
-
-    def numba(kernel, grid, block, args, shared_bytes):
-        for arg in args:
-            assert isinstance(arg, torch.Tensor | np.generic | float) or np.int64(arg) == arg
-        grids.append(grid)
-
-    def triton(self, *args, grid, warmup, **kwargs):
-        parameters = inspect.signature(self.fn).parameters
-        for name, value in (dict(zip(parameters, args, strict=False)) | kwargs).items():
-            if name in parameters and parameters[name].annotation is tl.constexpr:
-                assert value <= TRITON_MAX_TENSOR_NUMEL
-            assert isinstance(value, torch.Tensor | float) or np.int64(value) == value
-        grids.append(grid)
-
-    monkeypatch.setattr(cuda_cpp, "run", cuda)
-    monkeypatch.setattr(numba_cuda, "run", numba)
-    monkeypatch.setattr(interpreter.InterpretedFunction, "run", triton)
-    return grids
+def launches():
+    """The grids of all launches, which are noted and not run."""
+    with noted.launches() as grids:
+        yield grids
 
 
 @pytest.mark.parametrize("target", TARGETS)

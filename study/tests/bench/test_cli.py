@@ -161,3 +161,33 @@ def test_interruption_is_one_line(tmp_path, by):
     assert child.returncode == 130
     assert said.splitlines()[-1] == "study: interrupted; what was done so far is kept"
     assert "Traceback" not in said
+
+
+SAVING = """
+import time
+from study import cli
+
+def app():
+    try:
+        print("begun", flush=True)
+        time.sleep(60)
+    finally:
+        time.sleep(0.5)
+        print("saved", flush=True)
+
+cli.app = app
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_second_signal_does_not_break_off_the_saving(by):
+    """`timeout` sends one to a process and one to its group."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", SAVING], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert child.stdout.readline() == "begun\n"
+    child.send_signal(by)
+    time.sleep(0.1)
+    child.send_signal(by)
+    assert "saved" in child.communicate(timeout=60)[0]

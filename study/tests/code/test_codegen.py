@@ -253,7 +253,8 @@ GRADIENTS = (
 TIMED = (WALK, OLDER, UNTUNED, GRADIENTS)
 KNOWN = {
     "sm_90a": [
-        *[("cupy", UNALIGNED), ("numba", WALK), ("triton", FEW), ("triton", FEW)],
+        *[("cupy", UNALIGNED), ("numba", WALK)],
+        *[("triton", FEW)] * 3,
         *[("triton", UNALIGNED)] * 5,
         *[("triton", GRADIENTS)] * 2,
     ],
