@@ -19,7 +19,6 @@ Kernels = Annotated[
 Backends = Annotated[str | None, typer.Option(help="Only these backends: triton, cupy, numba.")]
 Phase = Annotated[int | None, typer.Option(help="Only the kernels of this phase, 1 to 5.")]
 Data = Annotated[Path, typer.Option(help="Where data is kept; one folder a machine is made in it.")]
-SENT = (signal.SIGINT, signal.SIGTERM)  # by who ends a run
 HOME = Path(__file__).parents[1]  # the checkout, whatever folder a command is called from
 DATA, REPORT = HOME / "data", HOME / "report"
 
@@ -300,10 +299,13 @@ def run(kernels: Kernels = None, backends: Backends = None, phase: Phase = None,
     report(data=data)
 
 
+ENDING = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and a scheduler that ends a job
+
+
 def main():
     """Run the command line; what is wrong with the request or the machine is one clear line."""
-    for sent in SENT:
-        signal.signal(sent, _interrupt)
+    for number in ENDING:
+        signal.signal(number, _interrupt)
     try:
         app()
     except SystemExit as end:
@@ -315,10 +317,10 @@ def main():
 
 
 def _interrupt(*_) -> None:
-    """End what is running, as a scheduler that ends a job does too; but once, as many send the
-    signal to a process and to its group: the second would break off the saving of what was done."""
-    for sent in SENT:
-        signal.signal(sent, signal.SIG_IGN)
+    """End what is running, once: many send the signal to a process and to its group, and the
+    second would break off the saving of what was done."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

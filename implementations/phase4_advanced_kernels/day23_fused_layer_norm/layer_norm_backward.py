@@ -82,17 +82,9 @@ CHECK = (
     *((3, 8192), (9, 8200), (2, 8195), (1, 16_392)),
     (2, 65_540),  # aligned in fp32 alone: two sizes would take minutes on the CPU
 )
-MORE = (  # several rows a cluster, several parts of the rows
-    *(
-        (1000, 512),
-        (300, 3072),
-        (200, 8200),
-        (100, 32_776),
-        (50, 65_535),
-        (50, 65_536),
-        (19, 65_539),
-        (19, 65_544),
-    ),
+MORE = (  # rows that take 48 KB of a block; several rows a cluster, several parts of the rows
+    *((1000, 512), (300, 3072)),
+    *((200, 8200), (100, 32_776), (50, 65_535), (50, 65_536), (19, 65_539), (19, 65_544)),
 )
 BENCH = (64, 256, 1024, 4096, 8192, 16384, 32768, 65536, 262144)  # N
 
