@@ -5,7 +5,7 @@ temporary folder, come first on `implementations.__path__`, so that they shadow 
 while spec, inputs and hash stay the kernel's. It is tried cell by cell, small ones first, until one
 rejects it. The kernel itself must agree there under the same conditions, or the rejection proves
 nothing. What no cell rejects is tried again under stricter conditions: a sanitizer, other orders of
-threads, a GPU of more multiprocessors.
+threads, a GPU of more multiprocessors or without clusters.
 
 Status of a mutant:
     killed      rejected, by the check of `verify` named or by what it raised (RAISED, below)
@@ -25,6 +25,7 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import compress
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from rich.table import Column, Table
 import implementations
 from implementations.common import registry
 from implementations.common.check import dtype_name
-from implementations.tiers.cpu import MULTIPROCESSORS
+from implementations.tiers.cpu import CAPABILITY, MULTIPROCESSORS
 from study.agree import verify
 from study.agree.faults import BEYOND, OPERATORS, Mutant, mutants
 from study.bench import store
@@ -55,7 +56,11 @@ STRICTER: dict[tuple[str, str], tuple[Conditions, ...]] = {
     ("barrier missing", "numba"): tuple({"STUDY_THREAD_SEED": str(s)} for s in range(2, 6)),
 }
 
-LARGER_GPU = {MULTIPROCESSORS: "16"}
+# What a host asks of the GPU → one that answers otherwise.
+OTHER_GPUS: dict[str, Conditions] = {
+    r"\.(multiprocessors\b|programs\()": {MULTIPROCESSORS: "16"},
+    r"\.clusters\(\)": {CAPABILITY: "8.0"},
+}
 
 # What a raised error says → what it is called; the first that fits. Anything else that is raised is
 # the refusal of a compiler, or of Python where a compiler would have refused.
@@ -136,18 +141,19 @@ def attempts(mutant: Mutant, known: dict[tuple, tuple]) -> list[tuple[Cell, Cond
             cells.append((place, not work, work, cell))
     cells = [cell for *_, cell in sorted(cells, key=lambda entry: entry[:3])]
     conditions = [{}, *STRICTER.get((mutant.operator, mutant.backend), ())]
-    if scales(mutant.kernel, mutant.backend):
-        conditions += [each | LARGER_GPU for each in conditions]
+    others = other_gpus(mutant.kernel, mutant.backend)
+    conditions += [each | gpu for gpu in others for each in conditions]
     found = [(cell, each) for each in conditions for cell in cells]
     last = known.get(mutant.key)
     return sorted(found, key=lambda a: (a[0].dtype, a[0].size, _text(a[1])) != last)
 
 
 @cache
-def scales(kernel: str, backend: str) -> bool:
-    """Whether an implementation launches by the number of multiprocessors."""
-    texts = (path.read_text() for path in registry.files(kernel, backend))
-    return any(re.search(r"\.(multiprocessors\b|programs\()", text) for text in texts)
+def other_gpus(kernel: str, backend: str) -> tuple[Conditions, ...]:
+    """The OTHER_GPUS on which an implementation launches otherwise."""
+    texts = [path.read_text() for path in registry.files(kernel, backend)]
+    asks = [any(re.search(pattern, text) for text in texts) for pattern in OTHER_GPUS]
+    return tuple(compress(OTHER_GPUS.values(), asks))
 
 
 def _text(conditions: Conditions) -> str:

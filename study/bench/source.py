@@ -9,6 +9,7 @@ are code: f"a{b}c" is the three tokens f"a{ and b and }c".
 import ast
 import re
 import sys
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cache
 from itertools import accumulate, groupby
@@ -105,17 +106,22 @@ class Source:
                 f"{path}:{line + 1}: tree-sitter must be able to parse every line, and this one it "
                 f"cannot: {text.splitlines()[line].strip()}"
             )
-        holes = []
+        holes = []  # where each begins and ends
         for node in self.walk(self.root):
             for hole in _holes(node):
                 self._dropped.add(hole.id)
-                holes.append(range(hole.start_byte, hole.end_byte))
+                holes.append((hole.start_byte, hole.end_byte))
             if node.type in IMPORTS:
                 self.imports |= _imports(node)
             elif not self.is_python:
                 self.declared |= set(_declares(node))
-        tokens = lex(text, self.language)
-        self.tokens = [t for t in tokens if not any(t.start in hole for hole in holes)]
+        begins, ends = zip((-1, -1), *sorted(holes), strict=True)
+        ends = list(accumulate(ends, max))  # of the holes that begin before
+        self.tokens = [
+            token
+            for token in lex(text, self.language)
+            if token.start >= ends[bisect_right(begins, token.start) - 1]
+        ]
 
     def children(self, node: Node) -> list[Node]:
         """The children of a node, less what is left out."""
@@ -176,6 +182,16 @@ class Source:
             else:
                 is_template = child.type == "template_declaration"
                 yield set(_declares(child.named_children[-1] if is_template else child)), child
+
+
+def read(path: Path) -> Source:
+    """A source taken apart, once until it changes."""
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _read(path: Path, changed: int) -> Source:
+    return Source(path)
 
 
 @cache

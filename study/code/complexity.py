@@ -44,6 +44,7 @@ import builtins
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import cache
 from math import log2
 from pathlib import Path
 
@@ -59,7 +60,7 @@ from study.bench import store
 from study.bench.cells import Selection
 from study.bench.fingerprint import Definition, definitions, fingerprint, reached
 from study.bench.progress import console, progress
-from study.bench.source import GUARDS, LOOPS, RELATIONS, Source, first_name, kinds
+from study.bench.source import GUARDS, LOOPS, RELATIONS, Source, Token, first_name, kinds, read
 
 Part = tuple[Source, Node]  # a piece of a file, counted as a whole
 
@@ -140,7 +141,7 @@ def wrappers(kernel: str, backend: str) -> tuple[list[Part], dict[str, str]]:
     PTX and says no other, "" if it does not."""
     own = definitions(kernel, backend)
     found = reached(own, follow=_is_shared)
-    sources = {path: Source(path) for path in {d.path for d in found}}
+    sources = {path: read(path) for path in {d.path for d in found}}
     nodes = {
         (path, node.start_byte): node
         for path, source in sources.items()
@@ -172,9 +173,11 @@ def _module(path: Path) -> str:
 def _assignments(source: Source, node: Node) -> Iterator[tuple[Node, Node]]:
     """Target and value of each assignment, initialised declaration and Python loop."""
     for n in source.walk(node):
+        if not re.search("assignment|init_declarator|for_|named_expr", n.type):
+            continue
         for target, value in (("left", "right"), ("declarator", "value"), ("name", "value")):
             ends = n.child_by_field_name(target), n.child_by_field_name(value)
-            if all(ends) and re.search("assignment|init_declarator|for_|named_expr", n.type):
+            if all(ends):
                 yield ends
 
 
@@ -254,23 +257,34 @@ def _structure(source: Source, part: Node, indices: set[str]) -> tuple[Counter, 
     return counts, deepest
 
 
+@cache  # many reach the same definitions of `instructions/`
+def _taken_apart(
+    source: Source, node: Node
+) -> tuple[list[Token], Counter, int, list[tuple[str, Node, bool]]]:
+    """The tokens of a part; its `_structure`; its names, and whether each reads an index."""
+    indices = _indices(source, node)
+    written = {n.id for target, _ in _assignments(source, node) for n in _written(target)}
+    names = []
+    for name, use in source.uses(node):
+        is_index = bool(INDEX.fullmatch(name)) or first_name(use) in indices
+        names.append((name, use, is_index and use.id not in written))
+    return source.inside(node), *_structure(source, node, indices), names
+
+
 def measure(scope: list[Part], wrapped: Mapping[str, str] = {}) -> dict[str, float]:  # noqa: B006
     """The metrics of a scope; `wrapped`: the kinds of the shared wrappers by name."""
     tokens, lines, api, counts, nesting = [], set(), set(), Counter(), 0
     for source, node in scope:
-        for token in source.inside(node):
+        inside, structure, depth, names = _taken_apart(source, node)
+        for token in inside:
             tokens.append(token.text)
             last = token.line + token.text.count("\n")
             lines |= {(source, line) for line in range(token.line, last + 1)}
             if not source.is_python and token.text.startswith("__"):
                 api.add(token.text)
-        indices = _indices(source, node)
-        structure, depth = _structure(source, node, indices)
         counts, nesting = counts + structure, max(nesting, depth)
-        written = {n.id for target, _ in _assignments(source, node) for n in _written(target)}
-        for name, use in source.uses(node):
-            is_index = INDEX.fullmatch(name) or first_name(use) in indices
-            counts["index_arithmetic"] += bool(is_index) and use.id not in written
+        for name, use, is_index in names:
+            counts["index_arithmetic"] += is_index
             if name in wrapped and use.parent.type != "function_declarator":
                 counts["inline_ptx"] += (
                     bool(wrapped[name]) and source.path.parent != registry.HEADERS
@@ -355,7 +369,7 @@ def run(selection: Selection, *, data: Path) -> None:
         for kernel in selection.kernels:
             for backend in selection.backends:
                 step(f"{kernel} {backend}")
-                own = [Source(path) for path in registry.files(kernel, backend)]
+                own = [read(path) for path in registry.files(kernel, backend)]
                 if not own:
                     without_file.append(f"{kernel} has no file for {backend}")
                     continue

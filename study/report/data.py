@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 
 import pandas as pd
@@ -60,6 +60,19 @@ OF_A_SOURCE = (
     *("agreement", "timings", "counters", "stability", "training", "tuning"),  # of a machine
     *("complexity", "radon", "codegen", "mutants"),
 )
+
+
+def _once(look_up: Callable) -> Callable:
+    """A method of Data, which the texts ask for the same again and again: it looks it up once."""
+
+    @wraps(look_up)
+    def remembered(self, *args, **options):
+        key = look_up.__name__, args, *sorted(options.items())
+        if key not in self._known:
+            self._known[key] = look_up(self, *args, **options)
+        return self._known[key]
+
+    return remembered
 
 
 @dataclass(frozen=True)
@@ -121,6 +134,10 @@ class Data:
 
     def current(self) -> "Data":
         """The same without the rows that `stale` names."""
+        return self._current if self.stale else self
+
+    @cached_property
+    def _current(self) -> "Data":
         tables = {name: getattr(self, name) for name in OF_A_SOURCE}
         return replace(
             self, **{name: table[~_stale(name, table)] for name, table in tables.items()}
@@ -139,6 +156,10 @@ class Data:
             for kernel in registry.kernels()
             if any(self.cell(kernel, backend) is None for backend in registry.BACKENDS)
         )
+
+    @cached_property
+    def _known(self) -> dict[tuple, object]:
+        return {}  # what `_once` has looked up
 
     @cached_property
     def _timed(self) -> dict[tuple, pd.Series]:
@@ -171,6 +192,7 @@ class Data:
         """The speed as a fraction of the ceiling measured in the same rounds."""
         return self._estimate("of_ceiling", "%", kernel, backend, dtype, size)
 
+    @_once
     def ratio(self, kernel: str, backend: str, to=None, dtype=None, size=None) -> Estimate:
         """The speed relative to the main baseline, or to another backend, paired within rounds."""
         ours = self._estimate("ratio", ".3f", kernel, backend, dtype, size)
@@ -193,6 +215,7 @@ class Data:
     def _rounds(self, row: pd.Series) -> pd.DataFrame:
         return self._by_source.get(tuple(row[[*TIMED, "source_hash"]]), self.samples.iloc[:0])
 
+    @_once
     def clock(self, kernel: str, backend: str, dtype=None, size=None) -> Estimate:
         """The clock in its rounds over the highest: the median, 20 to 80 % of the rounds."""
         row = self.cell(kernel, backend, dtype, size)
@@ -204,6 +227,7 @@ class Data:
         low, median, high = share.quantile([0.2, 0.5, 0.8])
         return Estimate(median, low, high, "%")
 
+    @_once
     def margin(self, kernel: str, backend: str) -> Estimate:
         """The largest error over its bound, of all dtypes and sizes; at most 1 where all agree."""
         a = self.agreement
@@ -213,6 +237,7 @@ class Data:
         worst = rows.margin.max()
         return Estimate(worst, worst, worst, ".2f")
 
+    @_once
     def count(
         self, kernel: str, backend: str, what="tokens", scope="all", helpers="without"
     ) -> Estimate:
@@ -231,6 +256,7 @@ class Data:
         here = here[here.arch == ARCH]
         return here[[size in sizes.split() for sizes in here.sizes]]
 
+    @_once
     def machine_code(self, kernel: str, backend: str, what: str, dtype=None, size=None) -> Estimate:
         """A column of codegen.csv at a cell, the largest of all kernels that it launches."""
         found = self.launched(kernel, backend, dtype, size)
@@ -382,6 +408,7 @@ class Data:
         ours = self.count(kernel, backend, helpers=helpers)
         return ours if to is None else ours / self.count(kernel, to, helpers=helpers)
 
+    @_once
     def ceiling(self, kernel: str) -> str:
         """What bounds the kernel at its headline size: the name of the measured ceiling."""
         t = self.timings
@@ -395,12 +422,14 @@ class Data:
         row = self.cell(kernel, backend)
         return "not measured" if row is None else microseconds(row.device_us_p50) or "failed"
 
+    @_once
     def roof(self, ceiling: str, dtype: str | None = None) -> float:
         """The highest speed that a ceiling reached at any size, in GB/s, or TFLOP/s of a dtype."""
         t = self.timings
         found = t[(t.kernel == "_ceiling") & (t.backend == ceiling)]
         return found[(found.dtype == dtype) | (dtype is None)].speed.max()
 
+    @_once
     def ceiling_speed(self, kernel: str) -> float:
         """What that ceiling reached in the rounds of the headline, in the unit of the work."""
         row_of = (self.cell(kernel, backend) for backend in registry.BACKENDS)

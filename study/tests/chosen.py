@@ -6,7 +6,7 @@ import torch
 
 from implementations.common import registry
 from implementations.common.rules import Function
-from study.agree.mutants import scales
+from study.agree.mutants import Conditions, other_gpus
 from study.bench.cells import select
 from study.report.data import bound_by
 
@@ -50,11 +50,16 @@ def staged() -> list[tuple[str, str]]:
     return _some(found, "an implementation that calls `stages`")
 
 
-def scaling() -> list[tuple[str, str]]:
-    """The kernels and backends that launch by the number of multiprocessors."""
+def on_other_gpus() -> list[tuple[str, str, Conditions]]:
+    """The kernels and backends that launch otherwise on another GPU, and what is told of that."""
     every = select()
-    found = [(k, b) for k in every.kernels for b in every.backends if scales(k, b)]
-    return _some(found, "an implementation that asks for the multiprocessors")
+    found = [
+        (kernel, backend, gpu)
+        for kernel in every.kernels
+        for backend in every.backends
+        for gpu in other_gpus(kernel, backend)
+    ]
+    return _some(found, "an implementation that asks for the multiprocessors or clusters")
 
 
 def functions() -> list[str]:

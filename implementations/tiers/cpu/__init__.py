@@ -4,10 +4,12 @@
 compiled for the CPU; Numba's kernels with greenlets for threads. They run one at a time, under
 `ONE_AT_A_TIME`, from whichever threads they are launched: what a kernel finds around it is global.
 
-The GPU that hosts are told of has two multiprocessors, or STUDY_MULTIPROCESSORS.
+The GPU that hosts are told of has two multiprocessors, or STUDY_MULTIPROCESSORS, and compute
+capability 9.0, or STUDY_CAPABILITY.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from threading import RLock
@@ -26,7 +28,7 @@ class OnCpu(Properties):
 
 
 PROPERTIES = OnCpu(capability=(9, 0), multiprocessors=2, shared_bytes=227 * 1024)
-MULTIPROCESSORS = "STUDY_MULTIPROCESSORS"
+MULTIPROCESSORS, CAPABILITY = "STUDY_MULTIPROCESSORS", "STUDY_CAPABILITY"
 MODEL = "NVIDIA H200"  # whose tuned configurations are taken
 
 
@@ -39,9 +41,18 @@ def install(stand_in: str | None) -> None:
         import_module(f"{__name__}.{stand_in}").install()
 
 
+def told(names: Mapping[str, str]) -> dict:
+    """What is told otherwise of the GPU, by these variables of the environment."""
+    found = {}
+    if count := names.get(MULTIPROCESSORS):
+        found["multiprocessors"] = int(count)
+    if version := names.get(CAPABILITY):
+        found["capability"] = tuple(map(int, version.split(".")))
+    return found
+
+
 def _described(device) -> Properties:
-    count = os.environ.get(MULTIPROCESSORS)
-    return replace(PROPERTIES, multiprocessors=int(count)) if count else PROPERTIES
+    return replace(PROPERTIES, **told(os.environ))
 
 
 def pointed_at(args: tuple) -> list:

@@ -14,6 +14,7 @@ from implementations import DEVICE, TORCH_DEVICE
 from implementations.common import device, registry
 from implementations.common.check import dtype_name
 from implementations.tiers import compile as offline
+from implementations.tiers.cpu import told
 from study.agree import verify
 from study.agree.agreement import as_tuple
 from study.bench.cells import Cell, size_text
@@ -90,22 +91,24 @@ def grids(monkeypatch, host, inputs, gpu):
     return found
 
 
-@pytest.mark.parametrize(("kernel", "backend"), chosen.scaling())
-def test_agrees_on_a_larger_gpu(monkeypatch, kernel, backend):
+@pytest.mark.parametrize(("kernel", "backend", "gpu"), chosen.on_other_gpus(), ids=str)
+def test_agrees_on_another_gpu(monkeypatch, kernel, backend, gpu):
     if reason := registry.missing(backend):
         pytest.skip(reason)
     here = device.properties()
-    larger = replace(here, multiprocessors=16)  # the CPU tier has two
+    other = replace(here, **told(gpu))
     spec, host = registry.spec(kernel), registry.load(kernel, backend)
     dtype, sizes = spec.dtypes[0], []
     for size in spec.check_sizes:
         inputs = spec.arguments(dtype, TORCH_DEVICE, 0, **size)
-        few, many = (grids(monkeypatch, host, inputs, gpu) for gpu in (here, larger))
+        ours, others = (grids(monkeypatch, host, inputs, each) for each in (here, other))
         # on a GPU Triton's launches are not noted, and every size is quick
-        if few != many or DEVICE == "cuda":
+        if ours != others or DEVICE == "cuda":
             sizes.append(size)
-    assert sizes, "no check size makes a grid that grows with the GPU"
-    monkeypatch.setattr(device, "describe", lambda device: larger)
+    assert sizes, "no check size is launched otherwise there"
+    clusters, told_of = other.clusters(), replace(other, capability=here.capability)
+    monkeypatch.setattr(device.Properties, "clusters", lambda _: clusters)
+    monkeypatch.setattr(device, "describe", lambda device: told_of)  # and code is compiled for
     for size in sorted(sizes, key=lambda size: spec.work(dtype, **size).flops)[-3:]:
         check(Cell(kernel, backend, dtype_name(dtype), size_text(size)))
 
