@@ -14,7 +14,7 @@ from itertools import count
 from tree_sitter import Node
 
 from implementations.common import registry
-from study.bench.source import GUARDS, LOOPS, RELATIONS, Source, kinds
+from study.bench.source import GUARDS, LOOPS, RELATIONS, Source, kinds, read
 
 Fault = tuple[Node, str]
 
@@ -103,8 +103,13 @@ def _walk(source: Source, node: Node) -> Iterator[Node]:
             yield from _walk(source, child)
 
 
-def device(source: Source) -> Iterator[Node]:
+@cache  # every operator asks
+def device(source: Source) -> tuple[Node, ...]:
     """The nodes of device code: bodies of CUDA functions, top-level functions that hold a jit."""
+    return tuple(_device(source))
+
+
+def _device(source: Source) -> Iterator[Node]:
     if source.is_python:
         for _, statement in source.statements():
             if {"triton.jit", "numba.cuda.jit"} & {name for name, _ in source.uses(statement)}:
@@ -526,7 +531,7 @@ class Mutant:
 def mutants(kernel: str, backend: str) -> list[Mutant]:
     """All mutants of one implementation, in the order of the operators and the text."""
     found, seen = [], {}
-    sources = [Source(path) for path in registry.files(kernel, backend)]
+    sources = [read(path) for path in registry.files(kernel, backend)]
     for operator, plant in OPERATORS.items():
         for source in sources:
             name, content = source.path.name, source.path.read_text()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from queue import SimpleQueue
+from threading import Lock
 
 LONGEST_REASON = 500  # characters
 PACKAGES = "study.bench.packages"  # what workers that use a GPU preload
@@ -45,7 +46,7 @@ class Worker:
     def __init__(self, env: dict[str, str] | None = None, preload: str | None = None):
         self.env, self.preload = env or {}, preload
         self.generation = 0
-        self._child = None
+        self._child, self._joining = None, Lock()
 
     def __enter__(self):
         return self
@@ -90,7 +91,7 @@ class Worker:
             else:
                 reason = f"no answer within {timeout:g} s"
         except (EOFError, ConnectionError):
-            child.join()
+            self._join(child)
             reason = _exit_reason(child.exitcode)
         finally:
             if not keep:
@@ -114,8 +115,11 @@ class Worker:
         with suppress(ProcessLookupError):  # gone already, or not yet the leader of its group
             os.killpg(child.pid, signal.SIGKILL)
         child.kill()
-        child.join()
-        self._connection.close()
+        self._join(child)  # the connection closes when nobody reads any more: another thread may
+
+    def _join(self, child):
+        with self._joining:  # of two threads at once, one would not learn the exit code
+            child.join()
 
 
 @contextmanager

@@ -46,18 +46,47 @@ SPEC = KernelSpec(
 
 
 @pytest.fixture(scope="session")
-def made_up(tmp_path_factory, worker_id):
-    """A data folder that nobody measured and that lacks nothing; it is written once a run of the
-    suite, by whichever worker comes first. To be copied, not changed."""
+def once(tmp_path_factory, worker_id):
+    """once(name, write): a folder that `write` fills, by whichever worker of a run of the suite
+    comes first. To be copied or read, not changed."""
+    base = tmp_path_factory.getbasetemp()
+    base = base if worker_id == "master" else base.parent
+
+    def made(name, write):
+        path = base / name
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                write(path.with_suffix(".part"))
+                path.with_suffix(".part").rename(path)
+        return path
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def made_up(once):
+    """A data folder that nobody measured and that lacks nothing."""
     from study.tests import made_up_data
 
-    base = tmp_path_factory.getbasetemp()
-    path = (base if worker_id == "master" else base.parent) / "made-up"
-    with FileLock(f"{path}.lock"):
-        if not path.exists():
-            made_up_data.write(path.with_suffix(".part"))
-            path.with_suffix(".part").rename(path)
-    return path
+    return once("made-up", made_up_data.write)
+
+
+@pytest.fixture(scope="session")
+def built(once, made_up):
+    """The report of it, as if it were the checkout's: beside a README."""
+    from study.report import build
+    from study.tests import made_up_data
+
+    def write(folder):
+        out = folder / "report"
+        out.mkdir(parents=True)
+        (folder / "README.md").write_text(made_up_data.README)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(build, "REPORT", out)
+            patch.setattr(build, "README", folder / "README.md")
+            assert build.run(made_up, out, made_up_data.text(folder / "text"))
+
+    return once("built", write) / "report"
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from study.bench.entries import FLOOR, groups, reference, work
 from study.bench.fingerprint import code_fingerprint, fingerprint, spec_fingerprint
 from study.code.codegen import CLASSES
 from study.report.data import PUBLISHED, bound_by, headline
+from study.report.document import BEGIN, END
 from study.report.prose import TEXT
 from study.speed.cost_model import clocks
 from study.speed.ratios import derive, protocol
@@ -39,6 +40,7 @@ GPU = TARGETS["sm_90a"].properties
 HIGHEST_CLOCK = 1980  # MHz
 FLOOR_US = 1.2
 PROCESSES, ROUNDS = 3, 8  # a cell is timed in
+README = f"# Title\n\nBefore.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n"
 TOKENS = {"triton": 220, "cupy": 560, "numba": 610}
 
 

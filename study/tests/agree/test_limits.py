@@ -70,7 +70,7 @@ def repeating(like, file):
 
 
 class Untouched(TorchFunctionMode):
-    """While active, `torch.empty` and `torch.empty_like` give `untouched` tensors.
+    """While active, what gives tensors that are empty or zero gives `untouched` ones.
 
     bytes: of all that they gave.
     """
@@ -78,7 +78,7 @@ class Untouched(TorchFunctionMode):
     bytes = 0
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in (torch.empty, torch.empty_like):
+        if function in (torch.empty, torch.empty_like, torch.Tensor.new_zeros):
             x = untouched(function(*args, **(kwargs or {}) | {"device": "meta"}))
             self.bytes += x.numel() * x.element_size()
             return x

@@ -4,6 +4,7 @@ import fcntl
 import os
 import resource
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
@@ -203,9 +204,13 @@ def published():
     return store.read(DATA)
 
 
+# A backend of each kernel: all would take minutes. `study inspect --fresh` compiles all.
+BY_TURNS = list(zip(registry.kernels(), cycle(registry.BACKENDS), strict=False))
+
+
 @pytest.fixture(scope="session")
 def anew(tmp_path_factory):
-    """The headlines in the first dtype, compiled once for all xdist processes."""
+    """The headlines BY_TURNS in the first dtype, compiled once for all xdist processes."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -213,7 +218,12 @@ def anew(tmp_path_factory):
     with (folder / "codegen.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
-            cells = [cell for cell in select().cells("bench") if is_first_headline(cell)]
+            cells = [
+                cell
+                for kernel, backend in BY_TURNS
+                for cell in select(kernel, backend).cells("bench")
+                if is_first_headline(cell)
+            ]
             store.write(path, pd.DataFrame(sum(codegen.rows(cells, codegen.ARCHS[:1]), [])))
     return store.read(path)
 
@@ -333,7 +343,7 @@ def test_what_spills_at_other_sizes_is_known(published, arch):
 
 
 @each_rule
-@each_implementation
+@pytest.mark.parametrize(("kernel", "backend"), BY_TURNS)
 def test_rule_when_compiled_anew(anew, kernel, backend, rule):
     found = of(anew, kernel, backend)
     first = replace(registry.spec(kernel), dtypes=registry.spec(kernel).dtypes[:1])

@@ -22,7 +22,7 @@ from study.report.prose import REPORT, TEXT, Prose
 from study.report.sources import HOME
 from study.tests import chosen, made_up_data
 
-README = f"# Title\n\nBefore.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n"
+README = made_up_data.README
 COMMITTED = REPORT / "report.md"
 CLAIM = re.compile(r"^\| [\w ]+ \| ([\w ]+) \| `(.+)` \|$", re.MULTILINE)  # a row of the claims
 STREAM = made_up_data.stream()
@@ -43,21 +43,11 @@ def text(tmp_path_factory):
     return made_up_data.text(tmp_path_factory.mktemp("texts") / "text")
 
 
-@pytest.fixture(scope="module")
-def built(folder, text, tmp_path_factory):
-    """The folder of the report on made-up data, as if it were the checkout's: with a README."""
-    out = tmp_path_factory.mktemp("built") / "report"
-    out.mkdir()
-    (out.parent / "README.md").write_text(README)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "REPORT", out)
-        patch.setattr(build, "README", out.parent / "README.md")
-        assert build.run(folder, out, text)
-    return out
-
-
 @pytest.fixture
-def no_pdf(monkeypatch):
+def text_only(monkeypatch):
+    """Of the report no figure, no page and no PDF is built."""
+    monkeypatch.setattr(figures, "every", lambda data: {})
+    monkeypatch.setattr(page, "page", lambda data, markdown, folder: "")
     monkeypatch.setattr(pdf, "write", lambda markdown, out: None)
 
 
@@ -237,7 +227,7 @@ def test_what_was_not_timed_is_named_and_left_out_of_what_is_said_of_many(folder
 # What it must not hide ---------------------------------------------------------------------------
 
 
-def test_false_claim_fails_the_build(folder, text, tmp_path, no_pdf, capsys):
+def test_false_claim_fails_the_build(folder, text, tmp_path, text_only, capsys):
     shutil.copytree(text, tmp_path / "text")
     test = f"tokens('{STREAM}', 'triton') >= 1e6"
     with (tmp_path / "text" / "answer.md").open("a") as file:
@@ -248,7 +238,7 @@ def test_false_claim_fails_the_build(folder, text, tmp_path, no_pdf, capsys):
     assert said in (tmp_path / "report.md").read_text()
 
 
-def test_stale_rows_fail_the_build_and_are_named(folder, text, tmp_path, no_pdf, capsys):
+def test_stale_rows_fail_the_build_and_are_named(folder, text, tmp_path, text_only, capsys):
     data = shutil.copytree(folder, tmp_path / "data")
     made_up_data.age(data / PUBLISHED, STREAM, "cupy")
     assert not build.run(data, tmp_path, text)
@@ -267,18 +257,21 @@ def test_committed_report_is_that_of_the_committed_data():
     assert COMMITTED.read_text() == document(data, prose, others=others)
 
 
-def test_readme_is_replaced_between_its_markers_only(built):
+def test_readme_is_replaced_between_its_markers_only(built, tmp_path):
     text = (built.parent / "README.md").read_text()
     first, second = README.split("old")
     assert text.startswith(first) and text.endswith(second)
     assert "](report/figures/speed_against_complexity.svg)" in text
     assert "](report/report.md#claims " in text and f"| `{STREAM}` |" in text
-    build.readme(built.parent / "README.md", (built / "report.md").read_text())
-    assert (built.parent / "README.md").read_text() == text
+    again = tmp_path / "README.md"
+    again.write_text(text)
+    build.readme(again, (built / "report.md").read_text())
+    assert again.read_text() == text
 
 
-def test_readme_of_another_folder_is_left_alone(folder, text, tmp_path, no_pdf):
+def test_readme_of_another_folder_is_left_alone(folder, text, tmp_path, text_only):
     (tmp_path / "README.md").write_text(README)
+    (tmp_path / "report").mkdir()
     assert build.run(folder, tmp_path / "report", text)
     assert (tmp_path / "README.md").read_text() == README
 
