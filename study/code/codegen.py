@@ -279,27 +279,29 @@ def _rows(
     ]
 
 
-def current(published: pd.DataFrame, cells: Iterable[Cell]) -> set[tuple[str, str]]:
-    """Kernel and backend of the implementations that need not be compiled again.
-
-    Their rows in `published` are of the present source, without an error and for both
-    architectures, and hold all sizes among `cells`, save those that may launch nothing.
+def current(published: pd.DataFrame, cells: Iterable[Cell]) -> dict[tuple[str, str], list[Cell]]:
+    """By kernel and backend, the implementations whose rows in `published` are of the present
+    source, without an error and for both architectures; and of each those of `cells` that are in no
+    row: they launch nothing, or are new. A cell without elements is none of these.
     """
     if published.empty:
-        return set()
+        return {}
     listed = {key: of_one for key, of_one in published.groupby(["kernel", "backend"])}
     wanted = {}
     for cell in cells:
         wanted.setdefault((cell.kernel, cell.backend), []).append(cell)
-    found = set()
+    found = {}
     for key in wanted.keys() & listed.keys():
         of_one = listed[key]
-        whole = of_one["error"].isna().all() and set(of_one["source_hash"]) == {fingerprint(*key)}
-        columns = of_one[["arch", "dtype", "sizes"]].itertuples(index=False)
-        launched = {(arch, dtype, size) for arch, dtype, sizes in columns for size in sizes.split()}
-        needed = (cell for cell in wanted[key] if not _is_empty(cell))
-        if whole and launched >= {(a, c.dtype, c.size) for c in needed for a in ARCHS}:
-            found.add(key)
+        same = set(of_one["source_hash"]) == {fingerprint(*key)}
+        if same and of_one["error"].isna().all() and set(of_one["arch"]) == set(ARCHS):
+            columns = of_one[["arch", "dtype", "sizes"]].itertuples(index=False)
+            rows = {(arch, dtype, size) for arch, dtype, sizes in columns for size in sizes.split()}
+            found[key] = [
+                cell
+                for cell in wanted[key]
+                if not _is_empty(cell) and not rows >= {(a, cell.dtype, cell.size) for a in ARCHS}
+            ]
     return found
 
 
@@ -327,7 +329,10 @@ def run(selection: Selection, *, fresh: bool, data: Path) -> bool:
     cells = [*selection.cells("check"), *selection.cells("bench")]
     cells = [cell for cell in cells if _file(cell).exists()]
     cells = [cell for cell in cells if not absent[cell.backend]]
-    kept = set() if fresh else current(published, cells)
+    kept = {} if fresh else current(published, cells)
+    if in_no_row := [cell for missing in kept.values() for cell in missing]:
+        new = {(row["kernel"], row["backend"]) for found in rows(in_no_row) for row in found}
+        kept = kept.keys() - new
     if kept:
         count = len({(cell.kernel, cell.backend) for cell in cells})
         console.print(f"{len(kept)} of {count} implementations are compiled already, and left")

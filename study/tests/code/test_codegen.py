@@ -569,8 +569,8 @@ def launching(cells):
 def test_what_is_of_the_present_source_is_left(cells):
     assert len(launching(cells)) < len(cells)
     for published in (compiled(cells), compiled(launching(cells))):
-        assert codegen.current(published, cells) == {(KERNEL, "numba")}
-    assert codegen.current(pd.DataFrame(), cells) == set()
+        assert codegen.current(published, cells) == {(KERNEL, "numba"): []}
+    assert codegen.current(pd.DataFrame(), cells) == {}
 
 
 @pytest.mark.parametrize(
@@ -578,15 +578,22 @@ def test_what_is_of_the_present_source_is_left(cells):
     [
         lambda of: of.assign(source_hash=["0" * 12, *of["source_hash"][1:]]),
         lambda of: of.assign(error=["does not compile", *of["error"][1:]]),
-        lambda of: of.iloc[1:],
         lambda of: of[of["arch"] == codegen.ARCHS[0]],
-        lambda of: of[of["dtype"] != "bfloat16"],
         lambda of: of.assign(backend="cupy"),
     ],
-    ids=["stale", "failed", "a size", "an architecture", "a dtype", "another backend"],
+    ids=["stale", "failed", "an architecture", "another backend"],
 )
-def test_what_is_not_whole_is_compiled_again(cells, damage):
-    assert codegen.current(damage(compiled(launching(cells))), cells) == set()
+def test_what_is_not_of_the_present_source_is_compiled_again(cells, damage):
+    assert codegen.current(damage(compiled(launching(cells))), cells) == {}
+
+
+def test_what_is_in_no_row_is_named(cells):
+    every = launching(cells)
+    without_a_row, without_a_dtype = compiled(every).iloc[1:], compiled(every)
+    without_a_dtype = without_a_dtype[without_a_dtype["dtype"] != "bfloat16"]
+    of_the_dtype = [cell for cell in every if cell.dtype == "bfloat16"]
+    assert codegen.current(without_a_row, cells) == {(KERNEL, "numba"): every[:1]}
+    assert codegen.current(without_a_dtype, cells) == {(KERNEL, "numba"): of_the_dtype}
 
 
 def test_inspect_leaves_what_is_compiled_unless_asked(new_kernel, tmp_path, capsys, monkeypatch):
@@ -611,3 +618,24 @@ def test_inspect_leaves_what_is_compiled_unless_asked(new_kernel, tmp_path, caps
     assert inspect() == (True, False)
     assert begun == [2, 0, 2, 2]
     assert len(store.read(tmp_path / "codegen.csv")) == 2 * len(codegen.ARCHS)
+
+
+@pytest.mark.parametrize("launches", [True, False])
+def test_a_size_in_no_row_is_compiled_with_the_others_if_it_launches(
+    new_kernel, tmp_path, capsys, monkeypatch, launches
+):
+    selection, begun = select("double_it", "numba"), []
+    checked, timed = *selection.cells("check"), *selection.cells("bench")
+
+    def rows(cells):
+        cells = list(cells)
+        begun.append(cells)
+        if cells := [cell for cell in cells if cell == checked or launches]:
+            yield compiled(cells, error="", **dict.fromkeys(codegen.PRINTED, 0)).to_dict("records")
+
+    monkeypatch.setattr(codegen, "rows", rows)
+    (new_kernel / "double_it_numba.py").write_text(NUMBA)
+    store.write(tmp_path / "codegen.csv", compiled([checked]))
+    assert codegen.run(selection, fresh=False, data=tmp_path)
+    assert begun == [[timed], [checked, timed] if launches else []]
+    assert ("1 of 1 implementations" in capsys.readouterr().out) != launches
