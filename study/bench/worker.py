@@ -8,7 +8,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from queue import SimpleQueue
 from threading import Lock
@@ -46,12 +46,13 @@ class Worker:
     def __init__(self, env: dict[str, str] | None = None, preload: str | None = None):
         self.env, self.preload = env or {}, preload
         self.generation = 0
-        self._child, self._joining = None, Lock()
+        self._child, self._joining, self._ended = None, Lock(), False
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
+        self._ended = True
         self._kill()
 
     @property
@@ -69,11 +70,15 @@ class Worker:
         """`function(*args)` in the child; function, args and result must be picklable.
 
         timeout: seconds, the start of a new child included. on_item: called with each item said.
-        Raises WorkerFailed after a crash, a time-out or an exception. Only a child that gave its
-        result, or an exception without having used CUDA, serves the next call.
+        Raises WorkerFailed after a crash, a time-out or an exception, CancelledError after the end
+        of the `with`, where another thread may not have noticed. Only a child that gave its result,
+        or an exception without having used CUDA, serves the next call.
         """
-        if self._child is None:
+        if self._child is None and not self._ended:
             self._start()
+        if self._ended:
+            self._kill()
+            raise CancelledError("the worker has ended")
         item, keep, deadline = None, False, time.monotonic() + timeout
         child = self._child  # another thread may kill it
         try:

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from threading import Event
 
 import pytest
@@ -146,3 +146,6 @@ def test_end_during_a_call_of_another_thread():
             call = pool.submit(child.call, hang, timeout=TIMEOUT, on_item=lambda _: begun.set())
             assert begun.wait(TIMEOUT)
         assert isinstance(call.exception(TIMEOUT), WorkerFailed)
+    with pytest.raises(CancelledError):  # what that thread asks next, no child is begun for
+        child.call(hang, timeout=TIMEOUT)
+    assert child.generation == 1
