@@ -1,7 +1,11 @@
-"""A kernel and a backend that the project does not have."""
+"""What tests share: made-up data, their report, and a kernel and a backend that are made up too."""
 
 import importlib
+import os
 import sys
+
+# A process a core: the threads of several would only wait for each other. Read by what is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 from filelock import FileLock
