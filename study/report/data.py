@@ -132,12 +132,11 @@ class Data:
             .to_numpy()
         ]
 
+    @_once
     def current(self) -> "Data":
         """The same without the rows that `stale` names."""
-        return self._current if self.stale else self
-
-    @cached_property
-    def _current(self) -> "Data":
+        if not self.stale:
+            return self
         tables = {name: getattr(self, name) for name in OF_A_SOURCE}
         return replace(
             self, **{name: table[~_stale(name, table)] for name, table in tables.items()}

@@ -51,8 +51,8 @@ SPEC = KernelSpec(
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory, worker_id):
-    """once(name, write): a folder that `write` fills, by whichever worker of a run of the suite
-    comes first. To be copied or read, not changed."""
+    """once(name, write): the path of what `write` makes at the one it is given, in whichever worker
+    of a run of the suite comes first. To be copied or read, not changed."""
     base = tmp_path_factory.getbasetemp()
     base = base if worker_id == "master" else base.parent
 

@@ -1,7 +1,5 @@
 """What the machine code of every kernel must be; and that code which is not so is found."""
 
-import fcntl
-import os
 import resource
 from dataclasses import replace
 from itertools import cycle
@@ -209,23 +207,19 @@ BY_TURNS = list(zip(registry.kernels(), cycle(registry.BACKENDS), strict=False))
 
 
 @pytest.fixture(scope="session")
-def anew(tmp_path_factory):
+def anew(once):
     """The headlines BY_TURNS in the first dtype, compiled once for all xdist processes."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    path = folder / "codegen.csv"
-    with (folder / "codegen.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            cells = [
-                cell
-                for kernel, backend in BY_TURNS
-                for cell in select(kernel, backend).cells("bench")
-                if is_first_headline(cell)
-            ]
-            store.write(path, pd.DataFrame(sum(codegen.rows(cells, codegen.ARCHS[:1]), [])))
-    return store.read(path)
+
+    def write(path):
+        cells = [
+            cell
+            for kernel, backend in BY_TURNS
+            for cell in select(kernel, backend).cells("bench")
+            if is_first_headline(cell)
+        ]
+        store.write(path, pd.DataFrame(sum(codegen.rows(cells, codegen.ARCHS[:1]), [])))
+
+    return store.read(once("codegen.csv", write))
 
 
 def is_first_headline(cell):
