@@ -32,6 +32,11 @@ def properties(device: torch.device | None = None) -> Properties:
     return describe(device)
 
 
+def has_wgmma(device: torch.device) -> bool:
+    """Whether that GPU's warpgroups multiply out of shared memory: compute capability 9.0 alone."""
+    return properties(device).capability[0] == 9
+
+
 def model(device: torch.device | None = None) -> str:
     """That GPU's name, such as "NVIDIA H200"."""
     return named(device)

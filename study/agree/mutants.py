@@ -59,7 +59,7 @@ STRICTER: dict[tuple[str, str], tuple[Conditions, ...]] = {
 # What a host asks of the GPU → one that answers otherwise.
 OTHER_GPUS: dict[str, Conditions] = {
     r"\.(multiprocessors\b|programs\()": {MULTIPROCESSORS: "16"},
-    r"\.clusters\(\)": {CAPABILITY: "8.0"},
+    r"\.clusters\(\)|\bhas_wgmma\(": {CAPABILITY: "8.0"},
 }
 
 # What a raised error says → what it is called; the first that fits. Anything else that is raised is

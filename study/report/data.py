@@ -42,6 +42,7 @@ COLUMNS = {  # of each table, those that the report uses
     "counters": [*KEY, *COUNTED, "error", "source_hash"],
     "stability": [*KEY, "scale", "finite", "relative_error", "largest", "error", "source_hash"],
     "training": [*KEY, "seed", "step", "loss", "error", "source_hash"],
+    "dispatch": [*KEY, *(f"host_us_{p}" for p in ("p20", "p50", "p80")), "error", "source_hash"],
     "tuning": [*KEY, "default", "predicted_clocks", "device_us_p50", "error", "source_hash"],
     "complexity": ["kernel", "backend", "scope", "helpers", "tokens", "source_hash"],
     "radon": ["kernel", "backend", "source_hash"],
@@ -57,7 +58,8 @@ NEARLY = 1.05  # times what the fastest takes is nearly as fast
 NOT_RANKED = ("launch-bound", "no verdict")
 SOURCE = ["kernel", "backend", "source_hash", "spec_hash"]  # what a row measured, and by what
 OF_A_SOURCE = (
-    *("agreement", "timings", "counters", "stability", "training", "tuning"),  # of a machine
+    *("agreement", "timings", "counters", "dispatch", "stability", "training"),  # of a machine
+    "tuning",
     *("complexity", "radon", "codegen", "mutants"),
 )
 
@@ -89,6 +91,7 @@ class Data:
     radon: pd.DataFrame
     codegen: pd.DataFrame
     counters: pd.DataFrame
+    dispatch: pd.DataFrame
     stability: pd.DataFrame
     training: pd.DataFrame
     tuning: pd.DataFrame
@@ -103,7 +106,7 @@ class Data:
         """
         home = folder / machine
         shared = ("complexity", "radon", "codegen", "mutants")
-        of_machine = ("agreement", "timings", "protocol", "counters")
+        of_machine = ("agreement", "timings", "protocol", "counters", "dispatch")
         of_machine += ("stability", "training", "tuning")
         tables = {name: _in_order(_table(home / f"{name}.csv")) for name in of_machine}
         tables |= {name: _in_order(_table(folder / f"{name}.csv")) for name in shared}
@@ -329,6 +332,18 @@ class Data:
         at = parse_size(size) if size else spec.headline
         mb = spec.workspace(gpu, spec.dtypes[0], **at) / 1e6
         return Estimate(mb, mb, mb, ",.1f")
+
+    @_once
+    def host_us(self, kernel: str, backend: str) -> Estimate:
+        """The µs that a call takes on the host until it returns, at the smallest size that it is
+        checked at; of "_launch", an empty kernel of two arrays; of the middle 60 % of the calls."""
+        d = self.dispatch
+        found = d[(d.kernel == kernel) & (d.backend == backend)]
+        if found.empty:
+            return Estimate()
+        row = found.iloc[-1]
+        note = "failed" if isinstance(row.error, str) and row.error else ""
+        return Estimate(row.host_us_p50, row.host_us_p20, row.host_us_p80, ".1f", note)
 
     def curves(self, kernel: str, backend: str) -> pd.DataFrame:
         """The losses that training with a kernel gave: a row a step, a column a seed."""

@@ -67,7 +67,7 @@ class Prose:
             "tokens",
             "ceiling",
             "machine_code",
-            *("counter", "moved"),
+            *("counter", "moved", "host_us"),
             "finite",
             "largest",
             "intensity",

@@ -28,6 +28,7 @@ from study.code.codegen import CLASSES
 from study.report.data import PUBLISHED, bound_by, headline
 from study.report.document import BEGIN, END
 from study.report.prose import TEXT
+from study.speed import dispatch as host_time
 from study.speed.cost_model import clocks
 from study.speed.ratios import derive, protocol
 
@@ -238,6 +239,20 @@ def training() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def dispatch() -> pd.DataFrame:
+    """dispatch.csv: a launch takes 5 µs, a call 10."""
+    calls = {kernel: host_time.cells(kernel, registry.BACKENDS) for kernel in registry.kernels()}
+    calls[host_time.LAUNCH] = host_time.launches(registry.BACKENDS)
+    return pd.DataFrame(
+        cell.key
+        | dict.fromkeys(("host_us_p20", "host_us_p50", "host_us_p80"), us)
+        | dict(calls=1000, error="", source_hash=host_time.source_hash(cell))
+        for kernel, cells in calls.items()
+        for us in [5 if kernel == host_time.LAUNCH else 10]
+        for cell in cells
+    )
+
+
 def tuning() -> pd.DataFrame:
     """tuning.csv: each configuration takes as long as is predicted, give or take, but for the last
     of the space, which fails."""
@@ -293,6 +308,7 @@ def write(data: Path, failed: Mapping[tuple[str, str], str] = {}) -> Path:  # no
     store.write(home / "agreement.csv", agreement())
     store.write(home / "stability.csv", stability())
     store.write(home / "training.csv", training())
+    store.write(home / "dispatch.csv", dispatch())
     store.write(home / "tuning.csv", tuning())
     store.write(data / "complexity.csv", complexity())
     store.write(data / "radon.csv", radon())

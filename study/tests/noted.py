@@ -16,20 +16,20 @@ from implementations.common import cuda_cpp, numba_cuda, registry
 
 @contextmanager
 def launches() -> Iterator[list[tuple]]:
-    """The grids of all launches meanwhile, which are noted and not run; arguments that do not fit
-    raise."""
-    grids = []
+    """The grid and, outside of Triton, the block of all launches meanwhile, which are noted and not
+    run; arguments that do not fit raise."""
+    found = []
     for backend in registry.BACKENDS:
         registry.missing(backend)  # which puts in place what runs launches
 
     def cuda(kernel, name, grid, block, args, shared_bytes):
         kernel.typed(args)
-        grids.append(grid)
+        found.append((grid, block))
 
     def numba(kernel, grid, block, args, shared_bytes):
         for arg in args:
             assert isinstance(arg, torch.Tensor | np.generic | float) or np.int64(arg) == arg
-        grids.append(grid)
+        found.append((grid, block))
 
     def triton(self, *args, grid, warmup, **kwargs):
         parameters = inspect.signature(self.fn).parameters
@@ -37,10 +37,10 @@ def launches() -> Iterator[list[tuple]]:
             if name in parameters and parameters[name].annotation is tl.constexpr:
                 assert value <= TRITON_MAX_TENSOR_NUMEL
             assert isinstance(value, torch.Tensor | float) or np.int64(value) == value
-        grids.append(grid)
+        found.append((grid,))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda_cpp, "run", cuda)
         patch.setattr(numba_cuda, "run", numba)
         patch.setattr(interpreter.InterpretedFunction, "run", triton)
-        yield grids
+        yield found

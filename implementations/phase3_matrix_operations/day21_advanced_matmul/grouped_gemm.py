@@ -152,7 +152,10 @@ SPEC = KernelSpec(
         size(256, 256, 256, 256),
     ),
     headline=size(64, 1536, 1536, 1536, mixed=True),
-    huge_sizes=(size(MAX_PROBLEMS, 9, 14, 20, mixed=True), size(1, 1_044_512, 8, 2056)),
+    huge_sizes=(  # many problems; then one of whose A, B or C has more than 2³¹ elements
+        *(size(MAX_PROBLEMS, 9, 14, 20, mixed=True), size(1, 1_044_512, 8, 2056)),
+        *(size(1, 8, 1_044_512, 2056), size(1, 46_400, 46_400, 8)),
+    ),
     limits={
         "problems": size(MAX_PROBLEMS, 1, 1, 1),
         "M": size(1, MAX_SIDE, 1, 1),

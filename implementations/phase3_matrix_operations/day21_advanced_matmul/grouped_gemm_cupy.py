@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from implementations.common.cuda_cpp import CudaSource
-from implementations.common.device import properties
+from implementations.common.device import has_wgmma, properties
 from implementations.common.device_table import device_table
 from implementations.phase3_matrix_operations.day21_advanced_matmul.grouped_gemm import check
 
@@ -13,6 +13,8 @@ BLOCK_M, BLOCK_N, BLOCK_K = 128, 256, 64
 THREADS = BLOCK_M * BLOCK_N // 128  # a warp for each 64 x 64
 STAGE_BYTES = (BLOCK_M + BLOCK_N) * BLOCK_K * 2  # bytes of shared memory that a stage takes
 MAX_STAGES = 3
+WGMMA_THREADS, WGMMA_STAGES = 384, 4
+WGMMA_BYTES = WGMMA_STAGES * (STAGE_BYTES + 2 * 8)  # two barriers a stage
 
 SOURCE = CudaSource(Path(__file__).with_name("grouped_gemm.cu"))
 
@@ -35,11 +37,14 @@ def grouped_gemm(a_list, b_list):
         device = rows[0][0].device
         table = device_table(rows, device)
         grid = (min(tiles, properties(device).programs(1)),)
-        STAGES = properties(device).stages(MAX_STAGES, STAGE_BYTES)
-        template = dict(T=rows[0][0].dtype, ALIGNED=ALIGNED, STAGES=STAGES, THREADS=THREADS)
-        template |= dict(BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K)
-        kernel, shared_bytes = "grouped_gemm_kernel", STAGES * STAGE_BYTES
-        SOURCE.launch(
-            kernel, grid, (THREADS,), table, len(rows), tiles, shared_bytes=shared_bytes, **template
-        )
+        args, T = (table, len(rows), tiles), rows[0][0].dtype
+        template = dict(T=T, BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K)
+        if ALIGNED and has_wgmma(device):
+            template |= dict(STAGES=WGMMA_STAGES, THREADS=WGMMA_THREADS)
+            kernel, threads, shared_bytes = "grouped_gemm_wgmma_kernel", WGMMA_THREADS, WGMMA_BYTES
+        else:
+            STAGES = properties(device).stages(MAX_STAGES, STAGE_BYTES)
+            template |= dict(ALIGNED=ALIGNED, STAGES=STAGES, THREADS=THREADS)
+            kernel, threads, shared_bytes = "grouped_gemm_kernel", THREADS, STAGES * STAGE_BYTES
+        SOURCE.launch(kernel, grid, (threads,), *args, shared_bytes=shared_bytes, **template)
     return c_list

@@ -69,6 +69,15 @@ class Meeting:
         self.values, self.waiting, self.result = {}, [], None
 
 
+class Phases:
+    """A barrier in shared memory, which a thread that waits passes when a phase has ended."""
+
+    def __init__(self, arrivals):
+        self.expected = self.missing = arrivals  # of a phase; that the one under way still needs
+        self.ended = 0  # phases
+        self.waiting = []
+
+
 class Block:
     """One block: its threads, where they meet, and its shared memory (`cuda.shared`)."""
 
@@ -79,6 +88,7 @@ class Block:
         self.dynamic = _poisoned(shared_bytes, np.dtype(np.uint8))
         self.arrays = {}
         self.meetings = {}
+        self.phases = []
 
     def array(self, shape, dtype, alignment=None):
         """`cuda.shared.array`: one for each call in the source; of shape 0, the dynamic one."""
@@ -131,6 +141,8 @@ class Block:
             meeting.result = combine(meeting.values) if combine else meeting.values
             self.cluster.make_ready(meeting.waiting)
         _wait(thread, key[0])
+        if value is None:
+            thread.state["fenced"] = False
         return meeting.result
 
     def twin(self, owner, peer):
@@ -290,6 +302,41 @@ def exchange(value, combine=None, operation="a warp-wide instruction", mask=FULL
     expected = (mask & (1 << lanes) - 1).bit_count()
     key = operation, thread.warp, mask
     return thread.block.meet(key, expected, thread.laneid, value, combine)
+
+
+def mbarrier_init(place, arrivals):
+    """Begin phase 0 of a barrier of mbarrier.py, whose place in shared memory holds its number."""
+    phases = getcurrent().block.phases
+    if place.__array_interface__["data"][0] % 8 or place[:4].nbytes != 8:
+        raise ValueError("a barrier must be 8 bytes of shared memory, at a multiple of them")
+    place[:4].view(np.int64)[0] = len(phases)
+    phases.append(Phases(arrivals))
+
+
+def _phases(place):
+    phases, number = getcurrent().block.phases, int(place[:4].view(np.int64)[0])
+    if not 0 <= number < len(phases):
+        raise RuntimeError("a barrier must have begun, and nothing else be stored in its place")
+    return phases[number]
+
+
+def mbarrier_arrive(place):
+    """Arrive there; the last one ends the phase."""
+    phases = _phases(place)
+    phases.missing -= 1
+    if not phases.missing:
+        phases.ended, phases.missing = phases.ended + 1, phases.expected
+        getcurrent().block.cluster.make_ready(phases.waiting)
+        phases.waiting = []
+
+
+def mbarrier_wait(place, parity):
+    """Wait there for the end of the phase of this parity."""
+    phases, thread = _phases(place), getcurrent()
+    while phases.ended % 2 == parity:
+        phases.waiting.append(thread)
+        _wait(thread, "mbarrier_wait")
+    thread.state["fenced"] = False
 
 
 def form_cluster(blocks):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from implementations import DEVICE, TORCH_DEVICE
-from implementations.common import device, registry
+from implementations.common import cuda_cpp, device, registry
 from implementations.common.check import dtype_name
 from implementations.tiers import compile as offline
 from implementations.tiers.cpu import told
@@ -83,8 +83,8 @@ def test_agrees_in_less_shared_memory(monkeypatch, kernel, backend):
     check(Cell(kernel, backend, dtype_name(dtype), size_text(longest)))
 
 
-def grids(monkeypatch, host, inputs, gpu):
-    """The grids of what a host launches on some GPU."""
+def launched(monkeypatch, host, inputs, gpu):
+    """The grids and blocks of what a host launches on some GPU."""
     with monkeypatch.context() as patch, noted.launches() as found:
         patch.setattr(device, "describe", lambda device: gpu)
         host(*inputs)
@@ -101,14 +101,13 @@ def test_agrees_on_another_gpu(monkeypatch, kernel, backend, gpu):
     dtype, sizes = spec.dtypes[0], []
     for size in spec.check_sizes:
         inputs = spec.arguments(dtype, TORCH_DEVICE, 0, **size)
-        ours, others = (grids(monkeypatch, host, inputs, each) for each in (here, other))
+        ours, others = (launched(monkeypatch, host, inputs, each) for each in (here, other))
         # on a GPU Triton's launches are not noted, and every size is quick
         if ours != others or DEVICE == "cuda":
             sizes.append(size)
     assert sizes, "no check size is launched otherwise there"
-    clusters, told_of = other.clusters(), replace(other, capability=here.capability)
-    monkeypatch.setattr(device.Properties, "clusters", lambda _: clusters)
-    monkeypatch.setattr(device, "describe", lambda device: told_of)  # and code is compiled for
+    monkeypatch.setattr(device, "describe", lambda device: other)
+    monkeypatch.setattr(cuda_cpp, "properties", lambda device: here)  # what code is compiled for
     for size in sorted(sizes, key=lambda size: spec.work(dtype, **size).flops)[-3:]:
         check(Cell(kernel, backend, dtype_name(dtype), size_text(size)))
 

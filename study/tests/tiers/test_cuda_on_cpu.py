@@ -697,6 +697,101 @@ __global__ void pass_twice(int* counter) { pass_turn(counter, 1); }
         run(source, "pass_twice", 2, torch.zeros(1, dtype=torch.int32))
 
 
+WGMMA = """
+#include "async_copy.cuh"
+#include "mbarrier.cuh"
+#include "wgmma.cuh"
+
+// C (64, 256) = A[0] B + A[1] B of A (2, 64, 64) and B (64, 256): warp 4 copies, a warpgroup
+// multiplies. CASE: 0 as it should be, or a bug.
+template <int CASE, typename T>
+__global__ void product(const T* A, const T* B, float* C) {
+    extern __shared__ __align__(1024) unsigned char shared[];
+    T *sA = (T*)shared, *sB = sA + 64 * 64;
+    auto full = (unsigned long long*)(sB + 64 * 256) + 2 * (CASE == 8), empty = full + 1;
+    const int tid = threadIdx.x, lane = tid % 32;
+    if (CASE != 1 && tid == 0) mbarrier_init(full, 32), mbarrier_init(empty, 128 + (CASE == 2));
+    __syncthreads();
+    if (tid >= 128) {
+        for (int turn = 0; turn < 2; ++turn) {
+            mbarrier_wait(empty, turn ^ 1);
+            for (int i = lane; i < 64 * 8; i += 32) {
+                const int r = i / 8, c = i % 8 * 8, to = r * 64 + (c ^ r % 8 * 8);
+                cp_async_16(sA + to, A + turn * 64 * 64 + r * 64 + c, 16);
+                for (int j = 0; j < 4; ++j)
+                    cp_async_16(sB + j * 64 * 64 + to, B + r * 256 + j * 64 + c, 16);
+            }
+            if (CASE == 3) memset(full, 0xFF, 8);
+            cp_async_arrive(full);
+        }
+        return;
+    }
+    float d[32][4] = {};
+    for (int turn = 0; turn < 2; ++turn) {
+        mbarrier_wait(full, turn);
+        if (CASE != 4) fence_async();
+        wgmma_m64n256k64(d, sA, sB, CASE == 7 || turn > 0);
+        if (CASE == 5 && turn == 0) mbarrier_arrive(empty), mbarrier_wait(full, 1);
+        if (CASE != 6) wgmma_wait(d);
+        if (CASE != 5) mbarrier_arrive(empty);
+    }
+    C += (tid / 32 * 16 + lane / 4) * 256 + lane % 4 * 2;
+    for (int j = 0; j < 32; ++j)
+        for (int e = 0; e < 4; ++e) C[e / 2 * 8 * 256 + j * 8 + e % 2] = d[j][e];
+}
+"""
+
+
+def warpgroup_product(run, case, dtype=torch.float16):
+    """What the kernel stores, and what it should: operands are small integers."""
+    A, B = (torch.randint(-3, 4, shape).to(dtype) for shape in ((2, 64, 64), (64, 256)))
+    C, T = torch.zeros(64, 256), "__half" if dtype == torch.float16 else "__nv_bfloat16"
+    run(WGMMA, f"product<{case}, {T}>", 160, A, B, C, shared_bytes=64 * 320 * 2 + 16)
+    return C, A.float().sum(0) @ B.float()
+
+
+@pytest.mark.parametrize("seed", [None, "1", "2"])
+@pytest.mark.parametrize("sanitizer", [None, "address", "thread"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_warpgroup_multiplies_what_others_copy(run, monkeypatch, dtype, sanitizer, seed):
+    for name, value in (("STUDY_SANITIZE", sanitizer), ("STUDY_THREAD_SEED", seed)):
+        if value:
+            monkeypatch.setenv(name, value)
+    assert torch.equal(*warpgroup_product(run, 0, dtype))
+
+
+def test_a_product_may_add_to_what_there_is(run):
+    assert torch.equal(*warpgroup_product(run, 7))
+
+
+def test_a_product_that_is_not_waited_for(run):
+    C, _ = warpgroup_product(run, 6)
+    assert C.isnan().all()
+
+
+WRONG_PRODUCTS = {
+    "no barrier has begun": (1, "a barrier must have begun, and nothing else be stored in its"),
+    "arrivals that never come": (2, "deadlock in block (0, 0, 0): threads 0-159 wait in mbarrier"),
+    "a barrier overwritten": (3, "a barrier must have begun, and nothing else be stored in its"),
+    "a barrier elsewhere": (8, "a barrier must be 8 bytes of shared memory, at a multiple of them"),
+    "no fence": (4, "fence_async must stand between the wait for operands and their use"),
+    "operands overwritten": (5, "operands must stay as they are until the product is waited for"),
+}
+
+
+def test_a_product_on_a_gpu_without_wgmma(run, monkeypatch):
+    monkeypatch.setenv("STUDY_CAPABILITY", "8.0")
+    with pytest.raises(RuntimeError, match="wgmma needs compute capability 9.0"):
+        warpgroup_product(run, 0)
+
+
+@pytest.mark.parametrize(("case", "message"), WRONG_PRODUCTS.values(), ids=WRONG_PRODUCTS)
+def test_wrong_products_of_a_warpgroup(run, case, message):
+    with pytest.raises(RuntimeError) as error:
+        warpgroup_product(run, case)
+    assert message in str(error.value)
+
+
 # --- errors --------------------------------------------------------------------------------------
 
 WRONG = """

@@ -10,10 +10,18 @@ from implementations.common import registry
 if DEVICE != "cpu" or registry.missing("numba"):
     pytest.skip("needs Numba on the CPU tier", allow_module_level=True)
 
-from numba import cuda, float32, int32
+from numba import cuda, float32, int16, int32
 from numba.cuda import libdevice
 
-from implementations.instructions import access, async_copy, cluster, mma, turnstile
+from implementations.instructions import (
+    access,
+    async_copy,
+    cluster,
+    mbarrier,
+    mma,
+    turnstile,
+    wgmma,
+)
 from implementations.tiers.cpu import numba_products
 from study.agree import verify
 
@@ -668,3 +676,113 @@ def pass_twice(counter, waits):
 def test_a_turn_is_passed_once_and_by_who_waited_for_it(waits, at):
     with pytest.raises(RuntimeError, match=f"pass_turn: turn 1 does not follow, at {at}"):
         run(pass_twice, np.zeros(1, np.int32), waits, block=(2,))
+
+
+# Warpgroups
+
+
+def multiply(dtype, case=None):
+    """A kernel of C (64, 256) = A[0] B + A[1] B of A (2, 64, 64) and B (64, 256): warp 4 copies, a
+    warpgroup multiplies; or one with a bug."""
+    product = wgmma.wgmma_m64n256k64(dtype)
+
+    def kernel(C, A, B):
+        shared = cuda.shared.array(0, int16)
+        sA, sB = 0, 64 * 64
+        barriers = 64 * 320 + 8 * (case == "a barrier elsewhere")
+        full = access.shared_address(shared, barriers)
+        empty = access.shared_address(shared, barriers + 4)
+        tid, lane = cuda.threadIdx.x, cuda.threadIdx.x % 32
+        if case != "no barrier has begun" and tid == 0:
+            mbarrier.mbarrier_init(full, 32)
+            mbarrier.mbarrier_init(empty, 128 + (case == "arrivals that never come"))
+        cuda.syncthreads()
+        if tid >= 128:
+            for turn in range(2):
+                mbarrier.mbarrier_wait(empty, turn ^ 1)
+                for i in range(lane, 64 * 8, 32):
+                    r, c = i // 8, i % 8 * 8
+                    to = r * 64 + (c ^ r % 8 * 8)
+                    place = access.shared_address(shared, sA + to)
+                    source = access.global_address(A, turn * 64 * 64 + r * 64 + c)
+                    async_copy.cp_async_16(place, source, 16)
+                    for j in range(4):
+                        place = access.shared_address(shared, sB + j * 64 * 64 + to)
+                        source = access.global_address(B, r * 256 + j * 64 + c)
+                        async_copy.cp_async_16(place, source, 16)
+                if case == "a barrier overwritten":
+                    shared[64 * 320] = -1
+                mbarrier.cp_async_arrive(full)
+            return
+        d = cuda.local.array((32, 4), float32)
+        d[...] = 0
+        for turn in range(2):
+            mbarrier.mbarrier_wait(full, turn)
+            if case != "no fence":
+                wgmma.fence_async()
+            a, b = access.shared_address(shared, sA), access.shared_address(shared, sB)
+            product(d, a, b, case == "added" or turn > 0)
+            if case == "operands overwritten" and turn == 0:
+                mbarrier.mbarrier_arrive(empty)
+                mbarrier.mbarrier_wait(full, 1)
+            if case != "no wait":
+                wgmma.wgmma_wait(d)
+            if case != "operands overwritten":
+                mbarrier.mbarrier_arrive(empty)
+        for j in range(32):
+            for e in range(4):
+                row = tid // 32 * 16 + lane // 4 + e // 2 * 8
+                C[row, j * 8 + lane % 4 * 2 + e % 2] = d[j, e]
+
+    return kernel
+
+
+def warpgroup_product(case=None, dtype=torch.float16):
+    """What the kernel stores, and what it should: operands are small integers."""
+    A, B = (torch.randint(-3, 4, shape).to(dtype) for shape in ((2, 64, 64), (64, 256)))
+    words = [x.view(torch.int16).numpy().reshape(-1) for x in (A, B)]
+    C = np.zeros((64, 256), np.float32)
+    run(multiply(dtype, case), C, *words, block=(160,), shared_bytes=64 * 320 * 2 + 16)
+    return C, (A.float().sum(0) @ B.float()).numpy()
+
+
+@pytest.mark.parametrize("seed", [None, "1", "2"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_warpgroup_multiplies_what_others_copy(monkeypatch, dtype, seed):
+    if seed:
+        monkeypatch.setenv("STUDY_THREAD_SEED", seed)
+    np.testing.assert_array_equal(*warpgroup_product(dtype=dtype))
+
+
+def test_a_product_may_add_to_what_there_is():
+    np.testing.assert_array_equal(*warpgroup_product("added"))
+
+
+def test_a_product_that_is_not_waited_for():
+    C, _ = warpgroup_product("no wait")
+    assert np.isnan(C).all()
+
+
+def test_a_product_on_a_gpu_without_wgmma(monkeypatch):
+    monkeypatch.setenv("STUDY_CAPABILITY", "8.0")
+    with pytest.raises(RuntimeError, match="wgmma needs compute capability 9.0"):
+        warpgroup_product()
+
+
+@pytest.mark.parametrize(
+    ("case", "error"),
+    [
+        ("a barrier elsewhere", "a barrier must be 8 bytes of shared memory, at a multiple of"),
+        ("no barrier has begun", "a barrier must have begun, and nothing else be stored in its"),
+        (
+            "arrivals that never come",
+            r"deadlock in block \(0, 0, 0\): threads 0-159 wait in mbarrier_wait",
+        ),
+        ("a barrier overwritten", "a barrier must have begun, and nothing else be stored in its"),
+        ("no fence", "fence_async must stand between the wait for operands and their use"),
+        ("operands overwritten", "operands must stay as they are until the product is waited for"),
+    ],
+)
+def test_bugs_of_warpgroups_are_named(case, error):
+    with pytest.raises(RuntimeError, match=error):
+        warpgroup_product(case)

@@ -58,6 +58,14 @@ struct Meeting {
     alignas(16) unsigned char values[2][WARP * MAX_VALUE];
 };
 
+// A barrier of mbarrier.cuh, of which its place in shared memory holds the number.
+struct Phases {
+    unsigned expected, missing;  // arrivals of a phase; those that the one under way still needs
+    unsigned ended = 0;          // phases
+    std::vector<Fiber*> waiting{};
+    int token = 0;
+};
+
 // The order by STUDY_THREAD_SEED: which block of a cluster comes first, which second, ...; and of a
 // block the ranks of its threads by their places, whole warps, and the places by the ranks.
 struct Order {
@@ -115,6 +123,7 @@ struct Block {
     Ready ready{};
     std::vector<Fiber*> yielded{};  // they go on when no other can
     std::deque<Meeting> barriers{};
+    std::deque<Phases> phases{};
     std::vector<std::deque<Meeting>> warps{};
 
     void make_ready(std::vector<Fiber*>& waiting) {
@@ -306,7 +315,14 @@ void join(Meeting& meeting, Call call, bool orders, Complete complete) {
         block->make_ready(meeting.waiting);
     }
     leave();
-    if (orders) acquire(token);
+    if (orders) acquire(token), running().fenced = false;
+}
+
+Phases& phases(Call call, const unsigned long long* at) {
+    const uint64_t number = *at;
+    if (number >= block->phases.size())
+        fail(call, "a barrier must have begun, and nothing else be stored in its place");
+    return block->phases[number];
 }
 
 }  // namespace
@@ -393,6 +409,43 @@ void* remote(Call call, void* address, unsigned rank) {
     if (in_static < shared.static_bytes) return peer.statics.data() + in_static;
     if constexpr (ASAN) return address;  // where all blocks have one static memory
     fail(call, "an address in shared memory is needed");
+}
+
+void mbarrier_init(Call call, unsigned long long* at, unsigned arrivals) {
+    Unseen unseen;
+    const Shared& shared = block->cluster.shared;
+    const auto place = reinterpret_cast<char*>(at);
+    auto lies_in = [&](char* memory, size_t bytes) {
+        return memory <= place && place + sizeof *at <= memory + bytes;
+    };
+    const bool in_shared = lies_in(static_cast<char*>(block->dynamic), shared.dynamic_bytes) ||
+                           lies_in(shared.statics, shared.static_bytes);
+    if ((!ASAN && !in_shared) || uintptr_t(at) % sizeof *at)
+        fail(call, "a barrier must be 8 bytes of shared memory, at a multiple of them");
+    *at = block->phases.size();
+    block->phases.push_back({arrivals, arrivals});
+}
+
+void mbarrier_arrive(Call call, unsigned long long* at) {
+    Unseen unseen;
+    Phases& found = phases(call, at);
+    release(&found.token);
+    if (--found.missing) return;
+    ++found.ended;
+    found.missing = found.expected;
+    block->make_ready(found.waiting);
+}
+
+void mbarrier_wait(Call call, unsigned long long* at, unsigned parity) {
+    Unseen unseen;
+    Phases& found = phases(call, at);
+    running().call = call;
+    while (found.ended % 2 == parity) {
+        found.waiting.push_back(&running());
+        leave();
+    }
+    acquire(&found.token);
+    running().fenced = false;
 }
 
 void fence() {

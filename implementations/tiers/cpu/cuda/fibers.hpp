@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <deque>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "vectors.hpp"
 
@@ -26,6 +28,10 @@ struct Thread {
     unsigned lanes;             // the mask of those that its warp has
     std::deque<Copy> copies;
     int groups;  // closed so far
+    // Of the product of its warpgroup that is under way: what d will hold, and what it has read.
+    std::vector<float> product;
+    std::vector<std::pair<const void*, uint16_t>> operands;
+    bool fenced;  // since it last waited for others, so that a product may read what they stored
 };
 extern Thread* self;  // the thread that runs
 
@@ -52,6 +58,11 @@ void cluster_wait(Call call);
 
 // In the shared memory of the cluster's block `rank`, the place of an address in this block's.
 void* remote(Call call, void* address, unsigned rank);
+
+// The barriers of mbarrier.cuh.
+void mbarrier_init(Call call, unsigned long long* at, unsigned arrivals);
+void mbarrier_arrive(Call call, unsigned long long* at);
+void mbarrier_wait(Call call, unsigned long long* at, unsigned parity);
 
 // Order memory with every other thread that calls this.
 void fence();
