@@ -112,6 +112,11 @@ def quantity(x: float, unit: str = "") -> str:
     return f"{number(x)} T{unit}"
 
 
+def gigabytes(bytes: Estimate) -> str:
+    """A number of bytes as a text has it, 4.29 GB; without data, why there are none."""
+    return f"{bytes.value / 1e9:.3g} GB" if bytes.value > 0 else str(bytes)
+
+
 def microseconds(x: float) -> str:
     """Four significant digits or all before the point. Empty for NaN."""
     if math.isnan(x):

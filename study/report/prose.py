@@ -20,7 +20,7 @@ import jinja2
 from implementations.common import registry
 from study.report import sources, tables
 from study.report.data import Data, bound_by
-from study.report.estimates import State, all_of, gather
+from study.report.estimates import State, all_of, gather, gigabytes
 from study.report.markdown import markdown_table
 
 REPORT = Path(__file__).parents[2] / "report"
@@ -83,6 +83,7 @@ class Prose:
             **{name: getattr(data, name) for name in methods},
             **{"least": gather(min), "most": gather(max), "median": gather(statistics.median)},
             "all_of": all_of,
+            "gigabytes": gigabytes,
             "memory_bound": measured(bound_by("GB/s")),
             "compute_bound": measured(bound_by("TFLOP/s")),
             "compilable": measured(

@@ -4,7 +4,15 @@ import math
 
 import pytest
 
-from study.report.estimates import Estimate, State, all_of, microseconds, number, quantity
+from study.report.estimates import (
+    Estimate,
+    State,
+    all_of,
+    gigabytes,
+    microseconds,
+    number,
+    quantity,
+)
 
 HOLDS, FALSE, UNDECIDED, NO_DATA = State.HOLDS, State.FALSE, State.UNDECIDED, State.NO_DATA
 
@@ -93,3 +101,8 @@ def test_numbers_as_text():
         "",
     ]
     assert (quantity(137_438_953_472), quantity(0)) == ("137 G", "0")
+
+
+def test_bytes_as_a_text_has_them():
+    assert gigabytes(Estimate(4_294_967_296)) == "4.29 GB"
+    assert gigabytes(Estimate(note="failed")) == "failed"
