@@ -46,6 +46,7 @@ from study.bench.worker import Worker, WorkerFailed, workers
 
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.csv")  # written by hand
 KEY = ["kernel", "backend", "operator", "before", "after", "nth"]  # of a mutant
+SAVE_EVERY = 60  # seconds
 ON_CPU = {"STUDY_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}  # a worker a core
 
 Conditions = dict[str, str]  # environment variables
@@ -279,9 +280,9 @@ def run(selection: Selection, *, fresh: bool = False, data: Path) -> bool:
     """Try all mutants of a selection; print what killed them; keep the rows in data/mutants.csv.
 
     fresh: try again what did not survive in the present source. An implementation's rows are saved
-    when its last mutant has been tried, or at an interruption, and then those that are left are
-    tried next time. Returns whether none survived, no entry of equivalent_mutants.csv is wrong, and
-    no backend is missing that was selected by name.
+    every SAVE_EVERY seconds, at its last mutant and at an interruption; what is left is tried next
+    time. Returns whether none survived, no entry of equivalent_mutants.csv is wrong, and no backend
+    is missing that was selected by name.
     """
     path, reasons, rows = data / "mutants.csv", listed(), []
     before = store.read(path)
@@ -307,23 +308,29 @@ def run(selection: Selection, *, fresh: bool = False, data: Path) -> bool:
         made = {(k, b): mutants(k, b) for k in selection.kernels for b in present}
         with progress("mutants", sum(map(len, made.values()))) as step:
             for (kernel, backend), of_one in made.items():
-                begun = len(rows)
+                one, new, saved = Selection((kernel,), (backend,)), [], time.monotonic()
                 try:
                     for mutant, row in zip(of_one, each(row_of, of_one), strict=True):
                         step(f"{kernel} {backend} {mutant.operator}, line {mutant.line}")
-                        rows.append(row)
+                        new.append(row)
+                        if time.monotonic() - saved >= SAVE_EVERY:
+                            store.replace(path, one, new + _left(before, of_one, new))
+                            saved = time.monotonic()
                 finally:  # at an interruption too
-                    new = {_key(row): row for row in rows[begun:]}
-                    left = {m.key for m in of_one} - {*new}
-                    old = before.to_dict("records") if left else []
-                    kept = [row for row in old if _key(row) in left]
-                    store.replace(path, Selection((kernel,), (backend,)), [*new.values(), *kept])
+                    rows += new
+                    store.replace(path, one, new + _left(before, of_one, new))
     for backend, reason in missing.items():
         if reason:
             console.print(f"{backend} cannot run here: {reason}")
     wrong = _wrong(rows, [key for key in reasons if key[:2] in made])
     _summarise(rows, wrong)
     return bool(rows) and not wrong and not (selection.by_name and any(missing.values()))
+
+
+def _left(before: pd.DataFrame, of_one: list[Mutant], new: list[dict]) -> list[dict]:
+    """The rows that there were of the mutants of an implementation that have no new one."""
+    left = {mutant.key for mutant in of_one} - {*map(_key, new)}
+    return [row for row in before.to_dict("records") if _key(row) in left] if left else []
 
 
 def _missing(worker: Worker, backend: str) -> str | None:

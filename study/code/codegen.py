@@ -240,6 +240,8 @@ def rows(cells: Iterable[Cell], archs: tuple[str, ...] = ARCHS) -> Iterator[list
 
     with ExitStack() as stack:
         total = len(archs) * sum(map(len, implementations.values()))
+        if not total:
+            return
         step = stack.enter_context(progress("compiling", total))
 
         def begin(cell):

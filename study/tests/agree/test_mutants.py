@@ -667,6 +667,20 @@ def test_an_interruption_keeps_what_was_tried(run, tmp_path, monkeypatch):
     assert found["status"].tolist() == ["survived", *["killed"] * (len(every) - 1)]
 
 
+def test_what_was_tried_is_saved_on_the_way(run, tmp_path, monkeypatch):
+    every = faults.mutants("double_it", "triton")
+    saved = []
+
+    def step(text):
+        if saved or (tmp_path / "mutants.csv").exists():
+            saved.append(len(pd.read_csv(tmp_path / "mutants.csv")))
+
+    monkeypatch.setattr(mutants, "SAVE_EVERY", 0)
+    monkeypatch.setattr(mutants, "progress", lambda *args: nullcontext(step))
+    assert run("killed", "values")
+    assert saved == [*range(1, len(every))]
+
+
 def test_run_keeps_rows_and_knows_what_killed(run, tmp_path, capsys):
     assert run("killed", "guard zones")
     assert "guard zones 3" in capsys.readouterr().out
