@@ -257,14 +257,14 @@ GRADIENTS = (
 TIMED = (WALK, OLDER, UNTUNED, GRADIENTS)
 KNOWN = {
     "sm_90a": [
-        *[("cupy", UNALIGNED), ("numba", WALK)],
+        ("numba", UNALIGNED),
         *[("triton", FEW)] * 3,
         *[("triton", UNALIGNED)] * 5,
         *[("triton", GRADIENTS)] * 2,
     ],
     "sm_80": [
         *[("numba", WALK), ("triton", OLDER)],
-        *[("cupy", UNTUNED)] * 6,
+        *[("cupy", UNTUNED)] * 7,
         *[("numba", UNTUNED)] * 2,
         *[("triton", UNTUNED)] * 8,
         *[("triton", UNALIGNED)] * 5,
