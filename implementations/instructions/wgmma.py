@@ -5,7 +5,6 @@ The twin of wgmma.cuh; compute capability 9.0 and no other. Layouts: PTX ISA, "A
 warpgroup-level matrix instructions", with the swizzle of 128 bytes.
 """
 
-import os
 from functools import cache
 
 import numpy as np
@@ -14,6 +13,7 @@ from llvmlite import ir
 from numba import cuda, int32, int64
 from numba.cuda import types
 
+from implementations.common.device import has_wgmma
 from implementations.instructions.access import (
     global_address,
     pack_bf16,
@@ -71,7 +71,7 @@ def _operands(a, b):
 def _multiplied(d, a, b, keep, dtype):
     """This lane's part of the product; it is formed once, for all lanes of the warp."""
     state = cpu.thread_state()
-    if not os.environ.get("STUDY_CAPABILITY", "9").startswith("9"):
+    if not has_wgmma(torch.device("cpu")):  # the GPU that hosts are told of
         raise RuntimeError("wgmma needs compute capability 9.0")
     if not state.get("fenced"):
         raise RuntimeError("fence_async must stand between the wait for operands and their use")

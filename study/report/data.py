@@ -57,11 +57,12 @@ NEEDED = ("kernel", "backend", "status", "source_hash")
 NEARLY = 1.05  # times what the fastest takes is nearly as fast
 NOT_RANKED = ("launch-bound", "no verdict")
 SOURCE = ["kernel", "backend", "source_hash", "spec_hash"]  # what a row measured, and by what
-OF_A_SOURCE = (
-    *("agreement", "timings", "counters", "dispatch", "stability", "training"),  # of a machine
-    "tuning",
-    *("complexity", "radon", "codegen", "mutants"),
+OF_A_MACHINE = (
+    *("agreement", "timings", "counters", "dispatch"),
+    *("stability", "training", "tuning"),
 )
+SHARED = ("complexity", "radon", "codegen", "mutants")  # by all machines
+OF_A_SOURCE = (*OF_A_MACHINE, *SHARED)
 
 
 def _once(look_up: Callable) -> Callable:
@@ -105,11 +106,9 @@ class Data:
         the samples beside it.
         """
         home = folder / machine
-        shared = ("complexity", "radon", "codegen", "mutants")
-        of_machine = ("agreement", "timings", "protocol", "counters", "dispatch")
-        of_machine += ("stability", "training", "tuning")
+        of_machine = (*OF_A_MACHINE, "protocol")
         tables = {name: _in_order(_table(home / f"{name}.csv")) for name in of_machine}
-        tables |= {name: _in_order(_table(folder / f"{name}.csv")) for name in shared}
+        tables |= {name: _in_order(_table(folder / f"{name}.csv")) for name in SHARED}
         samples = _table(home / "samples.parquet")
         _must_be_derived(home / "timings.csv", tables["timings"], samples)
         return cls(machine, _environment(home / "environment.json"), samples=samples, **tables)

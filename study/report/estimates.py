@@ -114,7 +114,7 @@ def quantity(x: float, unit: str = "") -> str:
 
 def gigabytes(bytes: Estimate) -> str:
     """A number of bytes as a text has it, 4.29 GB; without data, why there are none."""
-    return f"{bytes.value / 1e9:.3g} GB" if bytes.value > 0 else str(bytes)
+    return f"{number(bytes.value / 1e9)} GB" if bytes.value > 0 else str(bytes)
 
 
 def microseconds(x: float) -> str:

@@ -77,7 +77,8 @@ __global__ void __launch_bounds__(THREADS, 1)
     __syncthreads();
 
     const int tid = threadIdx.x % 128, lane = threadIdx.x % 32;
-    const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);  // one in a warp, as is seen
+    // The same in all lanes, as the compiler then knows.
+    const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
     int step = 2 * (gridDim.x - blockIdx.x) - 1, stage = 0, parity = 0;
     auto next_stage = [&] {
         if (++stage == STAGES) stage = 0, parity ^= 1;

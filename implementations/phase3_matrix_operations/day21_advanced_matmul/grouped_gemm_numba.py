@@ -101,9 +101,8 @@ def grouped_gemm_wgmma_kernel(dtype):
         cuda.syncthreads()
 
         tid, lane = cuda.threadIdx.x % 128, cuda.threadIdx.x % 32
-        warpgroup = cuda.shfl_sync(
-            0xFFFFFFFF, cuda.threadIdx.x // 128, 0
-        )  # one in a warp, as is seen
+        # the same in all lanes, as the compiler then knows
+        warpgroup = cuda.shfl_sync(0xFFFFFFFF, cuda.threadIdx.x // 128, 0)
         pid, programs = cuda.blockIdx.x, cuda.gridDim.x
         tile, step = pid, 2 * (programs - pid) - 1  # to and fro: 0 1 2 | 5 4 3 | 6 7 8 ...
         stage, parity = int32(0), int32(0)

@@ -318,6 +318,12 @@ void join(Meeting& meeting, Call call, bool orders, Complete complete) {
     if (orders) acquire(token), running().fenced = false;
 }
 
+// How far into a memory of `bytes` an address lies, if `size` bytes from there on do.
+std::optional<size_t> offset(const void* address, size_t size, const void* memory, size_t bytes) {
+    const size_t at = uintptr_t(address) - uintptr_t(memory);
+    return at < bytes && size <= bytes - at ? std::optional(at) : std::nullopt;
+}
+
 Phases& phases(Call call, const unsigned long long* at) {
     const uint64_t number = *at;
     if (number >= block->phases.size())
@@ -403,10 +409,10 @@ void* remote(Call call, void* address, unsigned rank) {
     if (peer.ended())
         fail(call, format("block %u of the cluster takes no part any more: it has ended", rank));
     if (&peer == block) return address;
-    const size_t in_dynamic = uintptr_t(address) - uintptr_t(block->dynamic);
-    const size_t in_static = uintptr_t(address) - uintptr_t(shared.statics);
-    if (in_dynamic < shared.dynamic_bytes) return static_cast<char*>(peer.dynamic) + in_dynamic;
-    if (in_static < shared.static_bytes) return peer.statics.data() + in_static;
+    if (const auto at = offset(address, 1, block->dynamic, shared.dynamic_bytes))
+        return static_cast<char*>(peer.dynamic) + *at;
+    if (const auto at = offset(address, 1, shared.statics, shared.static_bytes))
+        return peer.statics.data() + *at;
     if constexpr (ASAN) return address;  // where all blocks have one static memory
     fail(call, "an address in shared memory is needed");
 }
@@ -414,12 +420,8 @@ void* remote(Call call, void* address, unsigned rank) {
 void mbarrier_init(Call call, unsigned long long* at, unsigned arrivals) {
     Unseen unseen;
     const Shared& shared = block->cluster.shared;
-    const auto place = reinterpret_cast<char*>(at);
-    auto lies_in = [&](char* memory, size_t bytes) {
-        return memory <= place && place + sizeof *at <= memory + bytes;
-    };
-    const bool in_shared = lies_in(static_cast<char*>(block->dynamic), shared.dynamic_bytes) ||
-                           lies_in(shared.statics, shared.static_bytes);
+    const bool in_shared = offset(at, sizeof *at, block->dynamic, shared.dynamic_bytes) ||
+                           offset(at, sizeof *at, shared.statics, shared.static_bytes);
     if ((!ASAN && !in_shared) || uintptr_t(at) % sizeof *at)
         fail(call, "a barrier must be 8 bytes of shared memory, at a multiple of them");
     *at = block->phases.size();
