@@ -1,6 +1,6 @@
 // Copies from global to shared memory that a thread starts without waiting for them: they pass by
-// the registers, and are waited for in groups, in the order in which those were closed. The twin of
-// async_copy.py.
+// the registers, and are waited for in groups, in the order in which those were closed; bulk copies
+// at an mbarrier. The twin of async_copy.py.
 #pragma once
 
 // Copy 16 bytes from global to shared memory, past the registers and L1, without waiting: the first
@@ -52,5 +52,25 @@ __device__ __forceinline__ void cp_async_wait() {
         memcpy(copies.front().dst, copies.front().bytes, copies.front().size);
 #else
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+#endif
+}
+
+// Copy `bytes` from global to shared memory, all at multiples of 16, without waiting: the copy
+// engine does it, and counts the bytes at an mbarrier of this block. Compute capability 9.0.
+__device__ __forceinline__ void cp_async_bulk(void* dst, const void* src, int bytes,
+                                              unsigned long long* barrier) {
+#ifdef STUDY_CPU
+    const study::Call call = study::from("cp_async_bulk");
+    if ((uintptr_t(dst) | uintptr_t(src) | bytes) % 16)
+        study::fail(call, "a bulk copy must be of whole chunks of 16 bytes, at multiples of 16");
+    std::vector<char> copied((const char*)src, (const char*)src + bytes);
+    memset(dst, 0xFF, bytes);  // what it holds until the wait is undefined
+    study::send(call, barrier, study::OWN, dst, std::move(copied));
+#else
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+            "r"((unsigned)__cvta_generic_to_shared(dst)),
+        "l"(src), "r"(bytes), "r"((unsigned)__cvta_generic_to_shared(barrier))
+        : "memory");
 #endif
 }

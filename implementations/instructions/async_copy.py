@@ -1,7 +1,7 @@
 """Copies from global to shared memory that a thread starts without waiting for them.
 
-They pass by the registers, and are waited for in groups, in the order in which those were closed.
-The twin of async_copy.cuh.
+They pass by the registers, and are waited for in groups, in the order in which those were closed;
+bulk copies at an mbarrier. The twin of async_copy.cuh.
 """
 
 from functools import cache
@@ -53,3 +53,17 @@ def cp_async_wait(newest):
                 dst[: len(values)] = values  # here and no earlier: a missing wait shows
 
     return wait
+
+
+BULK = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1], $2, [$3];"
+
+
+@kind("copy")
+@ptx(BULK, types.void(i32, i64, i32, i32), memory=True)
+def cp_async_bulk(dst, src, bytes, barrier):
+    """Copy `bytes` from global to shared memory, all at multiples of 16, without waiting: the copy
+    engine does it, and counts the bytes at an mbarrier of this block. Compute capability 9.0."""
+    if any(x.__array_interface__["data"][0] % 16 for x in (dst, src)) or bytes % 16:
+        raise ValueError("a bulk copy must be of whole chunks of 16 bytes, at multiples of 16")
+    size = bytes // dst.itemsize
+    cpu.send(dst[:size], src[:size].copy(), barrier)

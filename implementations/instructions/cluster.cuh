@@ -55,3 +55,24 @@ __device__ __forceinline__ void store_remote(float* dst, unsigned rank, float va
         : "memory");
 #endif
 }
+
+// The same without waiting, and without an order: it counts its 4 bytes at the mbarrier of block
+// `rank`, of which `barrier` is the address in this one's.
+__device__ __forceinline__ void store_async(float* dst, unsigned rank, float value,
+                                            unsigned long long* barrier) {
+#ifdef STUDY_CPU
+    const study::Call call = study::from("store_async");
+    memset(study::remote(call, dst, rank), 0xFF, 4);  // undefined until the wait
+    const char* bytes = reinterpret_cast<const char*>(&value);
+    study::send(call, barrier, rank, dst, {bytes, bytes + 4});
+#else
+    asm volatile(
+        "{ .reg .b32 there, barrier;\n"
+        "mapa.shared::cluster.u32 there, %0, %2;\n"
+        "mapa.shared::cluster.u32 barrier, %1, %2;\n"
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [there], %3, [barrier]; }" ::"r"(
+            (unsigned)__cvta_generic_to_shared(dst)),
+        "r"((unsigned)__cvta_generic_to_shared(barrier)), "r"(rank), "f"(value)
+        : "memory");
+#endif
+}

@@ -2,6 +2,7 @@
 shared memory. The twin of cluster.cuh; compute capability 9.0.
 """
 
+import numpy as np
 from llvmlite import ir
 from numba.cuda import types
 
@@ -67,3 +68,16 @@ def store_remote(dst, rank, value):
     """Store a float in the shared memory of the cluster's block `rank`; dst, of `shared_address`,
     is the place in this one's."""
     cpu.remote(dst, rank)[0] = value
+
+
+@ptx(
+    "{ .reg .b32 there, barrier; "
+    "mapa.shared::cluster.u32 there, $0, $1; mapa.shared::cluster.u32 barrier, $3, $1; "
+    "st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [there], $2, [barrier]; }",
+    types.void(i32, i32, f32, i32),
+    memory=True,
+)
+def store_async(dst, rank, value, barrier):
+    """The same without waiting, and without an order: it counts its 4 bytes at the mbarrier of
+    block `rank`, of which `barrier` is the address in this one's."""
+    cpu.send(cpu.remote(dst, rank)[:1], np.float32([value]), barrier, rank)

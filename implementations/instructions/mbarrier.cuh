@@ -15,6 +15,16 @@ __device__ __forceinline__ void mbarrier_init(unsigned long long* barrier, int a
 #endif
 }
 
+// Have the blocks of the cluster and bulk copies see the barriers that this thread has begun, once
+// the blocks have met.
+__device__ __forceinline__ void fence_mbarrier_init() {
+#ifdef STUDY_CPU
+    study::fence_mbarrier_init();
+#else
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+
 // Arrive: what this thread did before is seen by those that wait for the phase.
 __device__ __forceinline__ void mbarrier_arrive(unsigned long long* barrier) {
 #ifdef STUDY_CPU
@@ -22,6 +32,18 @@ __device__ __forceinline__ void mbarrier_arrive(unsigned long long* barrier) {
 #else
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(
                      (unsigned)__cvta_generic_to_shared(barrier))
+                 : "memory");
+#endif
+}
+
+// Arrive, and have the phase wait for `bytes` more, which cp_async_bulk and store_async bring.
+__device__ __forceinline__ void mbarrier_expect(unsigned long long* barrier, int bytes) {
+#ifdef STUDY_CPU
+    study::mbarrier_arrive(study::from("mbarrier_expect"), barrier, bytes);
+#else
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                     (unsigned)__cvta_generic_to_shared(barrier)),
+                 "r"(bytes)
                  : "memory");
 #endif
 }

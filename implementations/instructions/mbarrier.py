@@ -22,10 +22,26 @@ def mbarrier_init(barrier, arrivals):
 
 
 @kind("barrier")
+@ptx("fence.mbarrier_init.release.cluster;", types.void(), memory=True)
+def fence_mbarrier_init():
+    """Have the blocks of the cluster and bulk copies see the barriers that this thread has begun,
+    once the blocks have met."""
+    cpu.fence_mbarrier_init()
+
+
+@kind("barrier")
 @ptx("mbarrier.arrive.shared::cta.b64 _, [$0];", types.void(i32), memory=True)
 def mbarrier_arrive(barrier):
     """Arrive: what this thread did before is seen by those that wait for the phase."""
     cpu.mbarrier_arrive(barrier)
+
+
+@kind("barrier")
+@ptx("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;", types.void(i32, i32), memory=True)
+def mbarrier_expect(barrier, bytes):
+    """Arrive, and have the phase wait for `bytes` more, which cp_async_bulk and store_async
+    bring."""
+    cpu.mbarrier_arrive(barrier, bytes)
 
 
 @kind("barrier")

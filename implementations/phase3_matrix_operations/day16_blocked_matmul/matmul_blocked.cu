@@ -112,8 +112,10 @@ __global__ void __launch_bounds__(THREADS)
 #pragma unroll
                 for (int n = 0; n < PACKS * 4; ++n) {
                     // To and fro: a row begins with the element of B that the last one ended with.
-                    const int col = (i + k) % 2 == 0 ? n : PACKS * 4 - 1 - n, j = col / 4;
-                    rC[i][col] += rA[i].v[k % 4] * rB[k % 2][j].v[col % 4];
+                    // An element of each pack in turn: so fewer registers are of one bank.
+                    const int at = (i + k) % 2 == 0 ? n : PACKS * 4 - 1 - n;
+                    const int j = at % PACKS, e = at / PACKS;
+                    rC[i][j * 4 + e] += rA[i].v[k % 4] * rB[k % 2][j].v[e];
                 }
                 if (k % 4 == 3) load_a((k + 1) % BLOCK_K, i);
             }

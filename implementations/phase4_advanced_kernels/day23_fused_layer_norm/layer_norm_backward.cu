@@ -1,28 +1,29 @@
-// A block, or a cluster of CLUSTER blocks, walks over the matrix, ROWS rows at a time. The threads
-// of a row hold it, its packs dealt to them in turn, and over all rows the sums of their columns.
-// Two sums of each row are needed before its dx. Of rows that registers do not hold, one kernel
-// computes these sums and another, in which a block owns a strip of columns and a part of the rows,
-// the rest. A last kernel adds up what the blocks have summed, always in the same order.
+// A block, or a cluster of CLUSTER blocks that have a part of the row each, walks over the matrix,
+// ROWS rows at a time. The threads hold the row, its packs dealt to them in turn, and over all rows
+// the sums of their columns. Two sums of each row are needed before its dx. Of rows that registers
+// do not hold, one kernel computes these sums and another, in which a block owns a strip of columns
+// and a part of the rows, the rest. A last kernel adds up what the blocks have summed, always in
+// the same order.
 //
 // T: the element type. VEC: elements of a pack of 16 bytes, 1 where rows are not aligned. PACKS:
 // packs that a thread has of a row. BUFFERS: rows on their way. THREADS: threads of a row in one
 // block, a power of two. ROWS: the rows that a block has at once, 1 where THREADS exceed a warp.
-// CLUSTER: the blocks of a row. STEP: the threads of a row in all blocks. TX, TY: threads of a
-// block along a row and down it.
+// CLUSTER: the blocks of a row. TX, TY: threads of a block along a row and down it.
 #include "access.cuh"
 #include "async_copy.cuh"
 #include "cluster.cuh"
+#include "mbarrier.cuh"
 #include "reduce.cuh"
 #include "row_norm.cuh"
 
 // Starts the copies of a row's packs, of which this thread's first is at `src` and `left` elements
 // before the row's end, to this thread's places: it alone reads them, so they need no barrier.
-template <int STEP, typename T, int VEC, int PACKS, int BLOCK>
+template <int THREADS, typename T, int VEC, int PACKS, int BLOCK>
 __device__ __forceinline__ void load_row(Pack<T, VEC> (&sRow)[PACKS][BLOCK], const T* src, int tid,
                                          int left) {
 #pragma unroll
     for (int p = 0; p < PACKS; ++p) {
-        const int n = p * STEP * VEC;  // neighbours read neighbouring packs
+        const int n = p * THREADS * VEC;  // neighbours read neighbouring packs
         if (n < left) {
             if constexpr (VEC > 1)
                 cp_async_16(&sRow[p][tid], src + n, 16);
@@ -38,58 +39,80 @@ __device__ __forceinline__ void walk(const T* __restrict__ dy, const T* __restri
                                      const T* __restrict__ w, const float* __restrict__ mean,
                                      const float* __restrict__ rstd, T* __restrict__ dx,
                                      float* __restrict__ parts, long long M, int N) {
-    constexpr int STEP = CLUSTER * THREADS;
+    static_assert(CLUSTER == 1 || VEC > 1, "bulk copies need rows of whole chunks of 16 bytes");
     using PacksOfRow = Pack<T, VEC>[PACKS][ROWS * THREADS];
     extern __shared__ __align__(16) unsigned char bytes[];
     // Of two rows in turn: a warp may be at the next one while another still reads, but not at the
     // one after that, before which lies a barrier.
-    auto* sSums = reinterpret_cast<float (*)[2][32 * CLUSTER]>(bytes);
+    auto* sSums = reinterpret_cast<float (*)[2][32]>(bytes);
     PacksOfRow *sDy = reinterpret_cast<PacksOfRow*>(sSums + 2), *sX = sDy + BUFFERS;
+    __shared__ float sBlockSums[2][2][CLUSTER];
+    __shared__ unsigned long long sFull[BUFFERS], sSummed[2];  // barriers
     const int tx = threadIdx.x, ty = threadIdx.y, tid = ty * THREADS + tx;
     const int rank = blockIdx.x % CLUSTER;
-    // Where this thread's packs begin: counted from there, the others have constant places, for
-    // which no registers are needed.
-    const int first = (rank * THREADS + tx) * VEC;
     const long long group = blockIdx.x / CLUSTER, groups = gridDim.x / CLUSTER;
     const long long rows = groups * ROWS;  // that all have at once
-    dy += first;
-    x += first;
-    dx += first;
-    w += first;
-    if constexpr (CLUSTER > 1) cluster_barrier_arrive();
+    // A block has a part of the row. A thread's packs are counted from its first one: so the others
+    // have constant places, for which no registers are needed.
+    const int part = (N / VEC + CLUSTER - 1) / CLUSTER * VEC;
+    const int count = min(part, N - rank * part), left_of_row = count - tx * VEC;
+    const long long first = rank * part + tx * VEC;
 
+    // A row sets out for a buffer: in a block all threads copy their packs, in a cluster the copy
+    // engine does the block's part, which thread LOADER tells it.
+    constexpr int LOADER = 32;
+    auto load = [&](long long row, int buffer) {
+        if constexpr (CLUSTER == 1) {
+            const int left = row < M ? left_of_row : 0;
+            load_row<THREADS>(sDy[buffer], dy + row * N + first, tid, left);
+            load_row<THREADS>(sX[buffer], x + row * N + first, tid, left);
+            cp_async_commit();
+        } else if (tid == LOADER && row < M) {
+            const long long start = row * N + rank * part;
+            const int size = count * int(sizeof(T));
+            mbarrier_expect(&sFull[buffer], 2 * size);
+            cp_async_bulk(sDy[buffer], dy + start, size, &sFull[buffer]);
+            cp_async_bulk(sX[buffer], x + start, size, &sFull[buffer]);
+        }
+    };
+    if constexpr (CLUSTER > 1) {
+        if (tid == LOADER) {
+            for (int b = 0; b < BUFFERS; ++b) mbarrier_init(&sFull[b], 1);
+            for (int i = 0; i < 2; ++i) mbarrier_init(&sSummed[i], 1);
+            fence_mbarrier_init();
+        }
+        cluster_barrier_arrive();
+    }
     long long row = group * ROWS + ty;
 #pragma unroll
-    for (int b = 0; b < BUFFERS; ++b) {
-        const long long of_buffer = row + b * rows;
-        load_row<STEP>(sDy[b], dy + of_buffer * N, tid, of_buffer < M ? N - first : 0);
-        load_row<STEP>(sX[b], x + of_buffer * N, tid, of_buffer < M ? N - first : 0);
-        cp_async_commit();
-    }
+    for (int b = 0; b < BUFFERS; ++b) load(row + b * rows, b);
     float next_mean = row < M ? mean[row] : 0.f, next_rstd = row < M ? rstd[row] : 0.f;
     float w_held[PACKS][VEC] = {}, dw[PACKS][VEC] = {}, db[PACKS][VEC] = {};
 #pragma unroll
     for (int p = 0; p < PACKS; ++p) {
-        const int n = p * STEP * VEC;
-        if (n < N - first) {
-            const auto w_pack = load_pack<VEC>(w + n);
+        const int n = p * THREADS * VEC;
+        if (n < left_of_row) {
+            const auto w_pack = load_pack<VEC>(w + first + n);
 #pragma unroll
             for (int k = 0; k < VEC; ++k) w_held[p][k] = w_pack.v[k];
         }
     }
-    // Shared memory of a block that has not begun may not be written, and that of one that has
-    // ended is gone: the others have begun from here on, and sum_row ends with a barrier.
+    // All know the barriers from here on, and may write to the shared memory of others, which have
+    // begun. None ends before all of it has come, as each waits for the sums of all.
     if constexpr (CLUSTER > 1) cluster_barrier_wait();
     const float of_one = 1.f / N;
-    for (int turn = 0; row - ty < M; row += rows, turn ^= 1) {
-        const int left = row < M ? N - first : 0;  // threads beyond the last row still take part
+    for (int i = 0; row - ty < M; row += rows, ++i) {
+        const int left = row < M ? left_of_row : 0;  // threads beyond the last row take part
         const float mean_of_row = next_mean, rstd_of_row = next_rstd;
         float x_hat[PACKS][VEC], g[PACKS][VEC], sums[2] = {};  // of g and g * x_hat, g = dy * w
-        const int buffer = turn % BUFFERS;
-        cp_async_wait<BUFFERS - 1>();
+        const int buffer = i % BUFFERS, turn = i % 2;
+        if constexpr (CLUSTER == 1)
+            cp_async_wait<BUFFERS - 1>();
+        else
+            mbarrier_wait(&sFull[buffer], i / BUFFERS % 2);
 #pragma unroll
         for (int p = 0; p < PACKS; ++p) {
-            if (p * STEP * VEC < left) {
+            if (p * THREADS * VEC < left) {
                 const auto dy_pack = sDy[buffer][p][tid], x_pack = sX[buffer][p][tid];
 #pragma unroll
                 for (int k = 0; k < VEC; ++k) {
@@ -103,25 +126,35 @@ __device__ __forceinline__ void walk(const T* __restrict__ dy, const T* __restri
                 }
             }
         }
-        // The barrier of a cluster waits for copies under way, so these begin behind it.
-        if constexpr (CLUSTER > 1) sum_row<THREADS, CLUSTER>(sums, sSums[turn], rank);
+        if (row + rows < M) next_mean = mean[row + rows], next_rstd = rstd[row + rows];
         // What has been read makes room: BUFFERS rows are on their way while this one is finished.
         const long long coming = row + BUFFERS * rows;
-        load_row<STEP>(sDy[buffer], dy + coming * N, tid, coming < M ? N - first : 0);
-        load_row<STEP>(sX[buffer], x + coming * N, tid, coming < M ? N - first : 0);
-        cp_async_commit();
-        if (row + rows < M) next_mean = mean[row + rows], next_rstd = rstd[row + rows];
-        if constexpr (CLUSTER == 1) sum_row<THREADS, CLUSTER>(sums, sSums[turn], rank);
+        if constexpr (CLUSTER == 1) load(coming, buffer);
+        sum_row<THREADS, 1>(sums, sSums[turn], 0);  // behind its barrier all have read the row
+        if constexpr (CLUSTER > 1) {
+            load(coming, buffer);
+            if (tid == 0) mbarrier_expect(&sSummed[turn], 2 * CLUSTER * int(sizeof(float)));
+            if (tid < CLUSTER)  // each takes one block, so that every block has the sums of all
+#pragma unroll
+                for (int j = 0; j < 2; ++j)
+                    store_async(&sBlockSums[turn][j][rank], tid, sums[j], &sSummed[turn]);
+            mbarrier_wait(&sSummed[turn], i / 2 % 2);
+            sums[0] = sums[1] = 0.f;
+#pragma unroll
+            for (int r = 0; r < CLUSTER; ++r)
+#pragma unroll
+                for (int j = 0; j < 2; ++j) sums[j] += sBlockSums[turn][j][r];
+        }
 
         const float mean_g = sums[0] * of_one, mean_gx = sums[1] * of_one;
 #pragma unroll
         for (int p = 0; p < PACKS; ++p) {
-            const int n = p * STEP * VEC;
+            const int n = p * THREADS * VEC;
             Pack<T, VEC> pack;
 #pragma unroll
             for (int k = 0; k < VEC; ++k)
                 pack.v[k] = T(rstd_of_row * (g[p][k] - mean_g - x_hat[p][k] * mean_gx));
-            if (n < left) store_pack(dx + row * N + n, pack);
+            if (n < left) store_pack(dx + row * N + first + n, pack);
         }
     }
 
@@ -129,6 +162,7 @@ __device__ __forceinline__ void walk(const T* __restrict__ dy, const T* __restri
     const long long of_db = groups * N;
     if constexpr (ROWS > 1) {
         constexpr int STRIP = THREADS * VEC;
+        static_assert(2 * ROWS * STRIP * sizeof(float) <= 2 * BUFFERS * sizeof(PacksOfRow));
         auto* sDw = reinterpret_cast<float (*)[STRIP]>(sDy);  // in the place of rows
         auto* sDb = sDw + ROWS;
 #pragma unroll
@@ -157,10 +191,10 @@ __device__ __forceinline__ void walk(const T* __restrict__ dy, const T* __restri
         for (int p = 0; p < PACKS; ++p)
 #pragma unroll
             for (int k = 0; k < VEC; ++k) {
-                const int n = first + p * STEP * VEC + k;
-                if (n < N) {
-                    parts[n] = dw[p][k];
-                    parts[of_db + n] = db[p][k];
+                const int n = p * THREADS * VEC + k;
+                if (n < left_of_row) {
+                    parts[first + n] = dw[p][k];
+                    parts[of_db + first + n] = db[p][k];
                 }
             }
     }

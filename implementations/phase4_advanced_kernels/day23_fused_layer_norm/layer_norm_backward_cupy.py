@@ -37,7 +37,8 @@ def layer_norm_backward(dy, x, w, mean, rstd):
     row_threads = max(min(packs, 32), -(-N // PER_THREAD))
     row_threads = 1 << (row_threads - 1).bit_length()
     gpu = properties(x.device)
-    if row_threads <= MAX_THREADS * (MAX_CLUSTER if gpu.clusters() else 1):
+    clusters = gpu.clusters() and VEC > 1
+    if row_threads <= MAX_THREADS * (MAX_CLUSTER if clusters else 1):
         THREADS = min(row_threads, MAX_THREADS)
         CLUSTER = row_threads // THREADS
         PACKS = -(-packs // row_threads)
@@ -50,11 +51,11 @@ def layer_norm_backward(dy, x, w, mean, rstd):
         parts = torch.empty(2, count, N, dtype=torch.float32, device=x.device)
         grid, block = (count * CLUSTER,), (THREADS, ROWS)
         buffer = 2 * x.element_size() * VEC * PACKS * THREADS * ROWS  # bytes of packs of dy and x
-        BUFFERS = 1 if CLUSTER > 1 else gpu.stages(2, programs * buffer)
+        BUFFERS = gpu.stages(2, programs * buffer)
         args = dy, x, w, mean, rstd, dx, parts, M, N
         template = dict(T=x.dtype, VEC=VEC, PACKS=PACKS, BUFFERS=BUFFERS)
         template |= dict(THREADS=THREADS, ROWS=ROWS, CLUSTER=CLUSTER)
-        shared_bytes = 512 * CLUSTER + BUFFERS * buffer  # the sums of two rows lie before them
+        shared_bytes = 512 + BUFFERS * buffer  # the sums of two rows lie before them
         kernel = f"layer_norm_backward_{'cluster_' if CLUSTER > 1 else ''}kernel"
         SOURCE.launch(kernel, grid, block, *args, **template, shared_bytes=shared_bytes)
     else:

@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from numba import cuda, float32, int64
+from numba import cuda, float32, int32, int64, uint32
 
 from implementations.common.device import properties
 from implementations.common.numba_cuda import launch
@@ -16,11 +16,23 @@ from implementations.instructions.access import (
     store,
     store_pack,
 )
-from implementations.instructions.async_copy import cp_async_16, cp_async_commit, cp_async_wait
+from implementations.instructions.async_copy import (
+    cp_async_16,
+    cp_async_bulk,
+    cp_async_commit,
+    cp_async_wait,
+)
 from implementations.instructions.cluster import (
     cluster_barrier_arrive,
     cluster_barrier_wait,
     cluster_dims,
+    store_async,
+)
+from implementations.instructions.mbarrier import (
+    fence_mbarrier_init,
+    mbarrier_expect,
+    mbarrier_init,
+    mbarrier_wait,
 )
 from implementations.instructions.reduce import Sum, reduce_row
 from implementations.instructions.row_norm import make_sum_row_pair
@@ -41,7 +53,7 @@ SUM_TX, SUM_TY = 32, 8  # of the last kernel, at most
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
-def make_load_row(VEC, PACKS, STEP, BLOCK):
+def make_load_row(VEC, PACKS, THREADS, BLOCK):
     """The function that starts the copies of a row's packs, of which this thread's first is at
     `start` and `left` elements before the row's end, to this thread's places from `at` on: it alone
     reads them, so they need no barrier."""
@@ -49,7 +61,7 @@ def make_load_row(VEC, PACKS, STEP, BLOCK):
     @cuda.jit(device=True)
     def load_row(sRows, at, src, start, left):
         for p in range(PACKS):
-            n = p * STEP * VEC  # neighbours read neighbouring packs
+            n = p * THREADS * VEC  # neighbours read neighbouring packs
             if n < left:
                 dst = at + p * BLOCK * VEC
                 if VEC > 1:
@@ -60,15 +72,38 @@ def make_load_row(VEC, PACKS, STEP, BLOCK):
     return load_row
 
 
+@cuda.jit(device=True)
+def load_part(sRows, of_dy, of_x, dy, x, start, count, full):
+    """Have the copy engine bring `count` elements of dy and of x, from `start` on, to a buffer,
+    whose barrier is `full`."""
+    size = int32(count * dy.itemsize)
+    mbarrier_expect(full, 2 * size)
+    cp_async_bulk(shared_address(sRows, of_dy), global_address(dy, start), size, full)
+    cp_async_bulk(shared_address(sRows, of_x), global_address(x, start), size, full)
+
+
+def floats_before(THREADS, CLUSTER):
+    """Of shared memory: the sums of two rows, of a pair for each warp, which the rows follow; in a
+    cluster before them four barriers of 8 bytes and as many pairs for each block."""
+    of_cluster = 8 + 4 * CLUSTER if CLUSTER > 1 else 0
+    return of_cluster, of_cluster + 4 * max(THREADS // 32, 1)
+
+
 @cache
 def layer_norm_backward_kernel(VEC, PACKS, BUFFERS, THREADS, ROWS, CLUSTER):
-    """The kernel in which a block, or a cluster, has ROWS rows at a time, whose threads hold them
-    and, over all rows, the sums of their columns. BUFFERS rows are on their way. `parts`: (2,
-    groups, N), of each block or cluster the sums of dy * x_hat and of dy."""
-    HELD, STEP, STRIP, BLOCK = PACKS * VEC, CLUSTER * THREADS, THREADS * VEC, ROWS * THREADS
-    PAIRS, ROW = 2 * CLUSTER * max(THREADS // 32, 1), HELD * BLOCK  # of a warp each; of a buffer
-    load_row = make_load_row(VEC, PACKS, STEP, BLOCK)
-    sum_row_pair, wait_for_rows = make_sum_row_pair(THREADS, CLUSTER), cp_async_wait(BUFFERS - 1)
+    """The kernel in which a block, or a cluster of blocks that have a part of the row each, has
+    ROWS rows at a time, whose threads hold them and, over all rows, the sums of their columns.
+    BUFFERS rows are on their way. `parts`: (2, groups, N), of each block or cluster the sums of
+    dy * x_hat and of dy."""
+    HELD, STRIP, BLOCK = PACKS * VEC, THREADS * VEC, ROWS * THREADS
+    ROW = HELD * BLOCK  # of a buffer
+    PAIRS = 2 * max(THREADS // 32, 1)  # of a row, a pair for each warp
+    FULL, SUMMED, BLOCK_SUMS = 0, 4, 8  # barriers of a buffer and of a row; the sums of blocks
+    WARP_SUMS, FLOATS = floats_before(THREADS, CLUSTER)
+    LOADER = 32  # the thread of a cluster's block that tells the copy engine
+    assert CLUSTER == 1 or VEC > 1, "bulk copies need rows of whole chunks of 16 bytes"
+    load_row = make_load_row(VEC, PACKS, THREADS, BLOCK)
+    sum_row_pair, wait_for_rows = make_sum_row_pair(THREADS, 1), cp_async_wait(BUFFERS - 1)
 
     # unless told that 512 resident threads are meant, the compiler takes registers that only fewer
     # have
@@ -80,23 +115,40 @@ def layer_norm_backward_kernel(VEC, PACKS, BUFFERS, THREADS, ROWS, CLUSTER):
         sSums = cuda.shared.array(0, float32)
         sRows = cuda.shared.array(0, dy.dtype)  # behind them the buffers of dy, then those of x
         tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
+        tid = ty * THREADS + tx
         rank = cuda.blockIdx.x % CLUSTER
-        # Where this thread's packs begin: counted from there, the others have constant places, for
-        # which no registers are needed.
-        first = (rank * THREADS + tx) * VEC
-        mine = 2 * PAIRS * 4 // dy.itemsize + (ty * THREADS + tx) * VEC
         group, groups = int64(cuda.blockIdx.x // CLUSTER), int64(cuda.gridDim.x // CLUSTER)
         rows = groups * ROWS  # that all have at once
+        # A block has a part of the row. A thread's packs are counted from its first one: so the
+        # others have constant places, for which no registers are needed.
+        part = int32((N // VEC + CLUSTER - 1) // CLUSTER * VEC)
+        of_part, count = rank * part, int32(min(part, N - rank * part))
+        first, left_of_row = of_part + tx * VEC, int32(count - tx * VEC)
+        buffers = FLOATS * 4 // dy.itemsize  # where they begin
+        mine = buffers + tid * VEC
         if CLUSTER > 1:
+            if tid == LOADER:
+                for b in range(BUFFERS):
+                    mbarrier_init(shared_address(sSums, FULL + b * 2), int32(1))
+                for i in range(2):
+                    mbarrier_init(shared_address(sSums, SUMMED + i * 2), int32(1))
+                fence_mbarrier_init()
             cluster_barrier_arrive()
 
         row = group * ROWS + ty
         for b in range(BUFFERS):
-            coming = row + b * rows
-            left = N - first if coming < M else 0
-            load_row(sRows, b * ROW + mine, dy, coming * N + first, left)
-            load_row(sRows, (BUFFERS + b) * ROW + mine, x, coming * N + first, left)
-            cp_async_commit()
+            # a row sets out: in a block all threads copy their packs, in a cluster one has the
+            # block's part copied
+            coming, of_dy, of_x = row + b * rows, b * ROW, (BUFFERS + b) * ROW
+            if CLUSTER == 1:
+                left = left_of_row if coming < M else 0
+                load_row(sRows, of_dy + mine, dy, coming * N + first, left)
+                load_row(sRows, of_x + mine, x, coming * N + first, left)
+                cp_async_commit()
+            elif tid == LOADER and coming < M:
+                of_dy, of_x, start = of_dy + buffers, of_x + buffers, coming * N + of_part
+                full = shared_address(sSums, FULL + b * 2)
+                load_part(sRows, of_dy, of_x, dy, x, start, count, full)
         next_mean = mean[row] if row < M else float32(0)
         next_rstd = rstd[row] if row < M else float32(0)
         w_held = cuda.local.array(HELD, float32)
@@ -106,35 +158,39 @@ def layer_norm_backward_kernel(VEC, PACKS, BUFFERS, THREADS, ROWS, CLUSTER):
             dw[k] = float32(0)
             db[k] = float32(0)
         for p in range(PACKS):
-            n = p * STEP * VEC
-            if n < N - first:
+            n = p * THREADS * VEC
+            if n < left_of_row:
                 if VEC > 1:
                     load_pack(w, first + n, w_held, p * VEC)
                 else:
                     w_held[p] = load(w, first + n)
         x_hat = cuda.local.array(HELD, float32)
         g = cuda.local.array(HELD, float32)
-        # Shared memory of a block that has not begun may not be written, and that of one that has
-        # ended is gone: the others have begun from here on, and sum_row_pair ends with a barrier.
+        # All know the barriers from here on, and may write to the shared memory of others, which
+        # have begun. None ends before all of it has come, as each waits for the sums of all.
         if CLUSTER > 1:
             cluster_barrier_wait()
         of_one = float32(1) / float32(N)
-        turn = 0
+        i = uint32(0)
         while row - ty < M:
-            left = N - first if row < M else 0  # threads beyond the last row still take part
+            left = left_of_row if row < M else 0  # threads beyond the last row take part
             mean_of_row, rstd_of_row = next_mean, next_rstd
             sum_g, sum_gx = float32(0), float32(0)  # g = dy * w
-            buffer = turn % BUFFERS
-            of_dy, of_x = buffer * ROW + mine, (BUFFERS + buffer) * ROW + mine
-            wait_for_rows()
+            buffer, turn = int32(i % BUFFERS), int32(i % 2)
+            of_dy, of_x = buffer * ROW, (BUFFERS + buffer) * ROW
+            full = shared_address(sSums, FULL + buffer * 2)
+            if CLUSTER == 1:
+                wait_for_rows()
+            else:
+                mbarrier_wait(full, int32(i // BUFFERS % 2))
             for p in range(PACKS):
-                if p * STEP * VEC < left:
+                if p * THREADS * VEC < left:
                     if VEC > 1:
-                        load_pack(sRows, of_dy + p * BLOCK * VEC, g, p * VEC)
-                        load_pack(sRows, of_x + p * BLOCK * VEC, x_hat, p * VEC)
+                        load_pack(sRows, of_dy + mine + p * BLOCK * VEC, g, p * VEC)
+                        load_pack(sRows, of_x + mine + p * BLOCK * VEC, x_hat, p * VEC)
                     else:
-                        g[p] = load(sRows, of_dy + p * BLOCK)
-                        x_hat[p] = load(sRows, of_x + p * BLOCK)
+                        g[p] = load(sRows, of_dy + mine + p * BLOCK)
+                        x_hat[p] = load(sRows, of_x + mine + p * BLOCK)
                     for k in range(p * VEC, (p + 1) * VEC):
                         dy_k = g[k]
                         x_hat[k] = (x_hat[k] - mean_of_row) * rstd_of_row
@@ -143,23 +199,38 @@ def layer_norm_backward_kernel(VEC, PACKS, BUFFERS, THREADS, ROWS, CLUSTER):
                         db[k] += dy_k
                         sum_g += g[k]
                         sum_gx += g[k] * x_hat[k]
-            # the barrier of a cluster waits for copies under way, so these begin behind it
-            if CLUSTER > 1:
-                sum_g, sum_gx = sum_row_pair(sum_g, sum_gx, sSums, turn * PAIRS, rank)
-            # what has been read makes room: BUFFERS rows are on their way as this one is finished
-            coming = row + BUFFERS * rows
-            coming_left = N - first if coming < M else 0
-            load_row(sRows, of_dy, dy, coming * N + first, coming_left)
-            load_row(sRows, of_x, x, coming * N + first, coming_left)
-            cp_async_commit()
             if row + rows < M:
                 next_mean, next_rstd = mean[row + rows], rstd[row + rows]
+            # what has been read makes room: BUFFERS rows are on their way as this one is finished
+            coming = row + BUFFERS * rows
             if CLUSTER == 1:
-                sum_g, sum_gx = sum_row_pair(sum_g, sum_gx, sSums, turn * PAIRS, rank)
+                coming_left = left_of_row if coming < M else 0
+                load_row(sRows, of_dy + mine, dy, coming * N + first, coming_left)
+                load_row(sRows, of_x + mine, x, coming * N + first, coming_left)
+                cp_async_commit()
+            # behind its barrier all have read the row
+            sum_g, sum_gx = sum_row_pair(sum_g, sum_gx, sSums, WARP_SUMS + turn * PAIRS, 0)
+            if CLUSTER > 1:
+                if tid == LOADER and coming < M:
+                    of_dy, of_x, start = of_dy + buffers, of_x + buffers, coming * N + of_part
+                    load_part(sRows, of_dy, of_x, dy, x, start, count, full)
+                of_blocks = BLOCK_SUMS + turn * 2 * CLUSTER  # of g, then of g * x_hat
+                summed = shared_address(sSums, SUMMED + turn * 2)
+                if tid == 0:
+                    mbarrier_expect(summed, int32(2 * CLUSTER * 4))
+                if tid < CLUSTER:  # each takes one block, so that every block has the sums of all
+                    place = of_blocks + rank
+                    store_async(shared_address(sSums, place), tid, sum_g, summed)
+                    store_async(shared_address(sSums, place + CLUSTER), tid, sum_gx, summed)
+                mbarrier_wait(summed, int32(i // 2 % 2))
+                sum_g, sum_gx = float32(0), float32(0)
+                for r in range(CLUSTER):
+                    sum_g += sSums[of_blocks + r]
+                    sum_gx += sSums[of_blocks + CLUSTER + r]
 
             mean_g, mean_gx = sum_g * of_one, sum_gx * of_one
             for p in range(PACKS):
-                n = p * STEP * VEC
+                n = p * THREADS * VEC
                 if n < left:
                     for k in range(p * VEC, (p + 1) * VEC):
                         g[k] = rstd_of_row * (g[k] - mean_g - x_hat[k] * mean_gx)
@@ -168,7 +239,7 @@ def layer_norm_backward_kernel(VEC, PACKS, BUFFERS, THREADS, ROWS, CLUSTER):
                     else:
                         store(dx, row * N + first + n, g[p])
             row += rows
-            turn ^= 1
+            i += uint32(1)
 
         of_dw = group * N
         of_db = of_dw + groups * N
@@ -177,25 +248,24 @@ def layer_norm_backward_kernel(VEC, PACKS, BUFFERS, THREADS, ROWS, CLUSTER):
             for p in range(PACKS):
                 cuda.syncthreads()  # what is there has been read
                 for k in range(VEC):
-                    at = 2 * PAIRS + (ty * THREADS + tx) * VEC + k
-                    sSums[at] = dw[p * VEC + k]
-                    sSums[at + of_rows] = db[p * VEC + k]
+                    sSums[FLOATS + tid * VEC + k] = dw[p * VEC + k]
+                    sSums[FLOATS + of_rows + tid * VEC + k] = db[p * VEC + k]
                 cuda.syncthreads()  # the sums of all rows of threads are there
-                for i in range(ty * THREADS + tx, STRIP, ROWS * THREADS):
+                for j in range(tid, STRIP, ROWS * THREADS):
                     of_w, of_b = float32(0), float32(0)
                     for r in range(ROWS):
-                        of_w += sSums[2 * PAIRS + r * STRIP + i]
-                        of_b += sSums[2 * PAIRS + of_rows + r * STRIP + i]
-                    if p * STRIP + i < N:
-                        parts[of_dw + p * STRIP + i] = of_w
-                        parts[of_db + p * STRIP + i] = of_b
+                        of_w += sSums[FLOATS + r * STRIP + j]
+                        of_b += sSums[FLOATS + of_rows + r * STRIP + j]
+                    if p * STRIP + j < N:
+                        parts[of_dw + p * STRIP + j] = of_w
+                        parts[of_db + p * STRIP + j] = of_b
         else:
             for p in range(PACKS):
                 for k in range(VEC):
-                    n = first + p * STEP * VEC + k
-                    if n < N:
-                        parts[of_dw + n] = dw[p * VEC + k]
-                        parts[of_db + n] = db[p * VEC + k]
+                    n = p * THREADS * VEC + k
+                    if n < left_of_row:
+                        parts[of_dw + first + n] = dw[p * VEC + k]
+                        parts[of_db + first + n] = db[p * VEC + k]
 
     return kernel
 
@@ -351,7 +421,8 @@ def layer_norm_backward(dy, x, w, mean, rstd):
     row_threads = 1 << (row_threads - 1).bit_length()
     given = dy.view(-1), x.view(-1), w, mean, rstd
     gpu = properties(x.device)
-    if row_threads <= MAX_THREADS * (MAX_CLUSTER if gpu.clusters() else 1):
+    clusters = gpu.clusters() and VEC > 1
+    if row_threads <= MAX_THREADS * (MAX_CLUSTER if clusters else 1):
         THREADS = min(row_threads, MAX_THREADS)
         CLUSTER = row_threads // THREADS
         PACKS = -(-packs // row_threads)
@@ -364,11 +435,11 @@ def layer_norm_backward(dy, x, w, mean, rstd):
         parts = torch.empty(2 * count * N, dtype=torch.float32, device=x.device)
         grid, block = (count * CLUSTER,), (THREADS, ROWS)
         buffer = 2 * x.element_size() * VEC * PACKS * THREADS * ROWS  # bytes of packs of dy and x
-        BUFFERS = 1 if CLUSTER > 1 else gpu.stages(2, programs * buffer)
+        BUFFERS = gpu.stages(2, programs * buffer)
         kernel = layer_norm_backward_kernel(VEC, PACKS, BUFFERS, THREADS, ROWS, CLUSTER)
         args = *given, dx.view(-1), parts, M, np.int32(N)  # in 64 bits it would cost registers
-        sums = 16 * CLUSTER * max(THREADS // 32, 1)  # bytes
-        launch(kernel, grid, block, *args, shared_bytes=sums + BUFFERS * buffer)
+        _, before = floats_before(THREADS, CLUSTER)
+        launch(kernel, grid, block, *args, shared_bytes=4 * before + BUFFERS * buffer)
     else:
         means = torch.empty(2 * M, dtype=torch.float32, device=x.device)
         kernel = layer_norm_backward_means_kernel(VEC)

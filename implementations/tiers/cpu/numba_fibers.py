@@ -72,10 +72,22 @@ class Meeting:
 class Phases:
     """A barrier in shared memory, which a thread that waits passes when a phase has ended."""
 
-    def __init__(self, arrivals):
+    def __init__(self, cluster, arrivals):
+        self.cluster = cluster
         self.expected = self.missing = arrivals  # of a phase; that the one under way still needs
+        self.bytes = 0  # that it needs: fewer than 0 where some came before their arrival
         self.ended = 0  # phases
         self.waiting = []
+        # what came, in which phase; it takes its place when a thread has waited for it
+        self.sent = []
+        self.fenced = False  # whether others than threads of the block may know it
+
+    def end_if_complete(self):
+        """End the phase if nothing is missing."""
+        if not self.missing and not self.bytes:
+            self.ended, self.missing = self.ended + 1, self.expected
+            self.cluster.make_ready(self.waiting)
+            self.waiting = []
 
 
 class Block:
@@ -306,28 +318,54 @@ def exchange(value, combine=None, operation="a warp-wide instruction", mask=FULL
 
 def mbarrier_init(place, arrivals):
     """Begin phase 0 of a barrier of mbarrier.py, whose place in shared memory holds its number."""
-    phases = getcurrent().block.phases
-    if place.__array_interface__["data"][0] % 8 or place[:4].nbytes != 8:
+    block = getcurrent().block
+    if place.__array_interface__["data"][0] % 8 or _word(place).nbytes != 8:
         raise ValueError("a barrier must be 8 bytes of shared memory, at a multiple of them")
-    place[:4].view(np.int64)[0] = len(phases)
-    phases.append(Phases(arrivals))
+    _word(place).view(np.int64)[0] = len(block.phases)
+    block.phases.append(Phases(block.cluster, arrivals))
 
 
-def _phases(place):
-    phases, number = getcurrent().block.phases, int(place[:4].view(np.int64)[0])
+def fence_mbarrier_init():
+    """Have others than threads of the block know its barriers."""
+    for phases in getcurrent().block.phases:
+        phases.fenced = True
+
+
+def _word(place):
+    return place[: 8 // place.itemsize]
+
+
+def _phases(place, block=None):
+    phases = (block or getcurrent().block).phases
+    number = int(_word(place).view(np.int64)[0])
     if not 0 <= number < len(phases):
         raise RuntimeError("a barrier must have begun, and nothing else be stored in its place")
     return phases[number]
 
 
-def mbarrier_arrive(place):
-    """Arrive there; the last one ends the phase."""
+def mbarrier_arrive(place, bytes=0):
+    """Arrive there, and have the phase need `bytes` more; the last one ends it."""
     phases = _phases(place)
     phases.missing -= 1
-    if not phases.missing:
-        phases.ended, phases.missing = phases.ended + 1, phases.expected
-        getcurrent().block.cluster.make_ready(phases.waiting)
-        phases.waiting = []
+    phases.bytes += bytes
+    phases.end_if_complete()
+
+
+def send(dst, values, place, rank=None):
+    """Send values to `dst`, in the shared memory of the cluster's block `rank` or of this one,
+    where a wait at the barrier finds them, of which `place` is in this block's."""
+    if rank is None:
+        phases = _phases(place)
+    else:
+        phases = _phases(remote(place, rank), getcurrent().block.cluster.blocks[rank])
+    if not phases.fenced:
+        raise RuntimeError(
+            "fence_mbarrier_init must follow the beginning of a barrier that counts bytes"
+        )
+    dst.view(np.uint8)[...] = 0xFF  # undefined until the wait
+    phases.bytes -= values.nbytes
+    phases.sent.append((phases.ended, dst, values))
+    phases.end_if_complete()
 
 
 def mbarrier_wait(place, parity):
@@ -336,6 +374,10 @@ def mbarrier_wait(place, parity):
     while phases.ended % 2 == parity:
         phases.waiting.append(thread)
         _wait(thread, "mbarrier_wait")
+    for phase, dst, values in phases.sent:
+        if phase < phases.ended:
+            dst[...] = values
+    phases.sent = [each for each in phases.sent if each[0] >= phases.ended]
     thread.state["fenced"] = False
 
 

@@ -792,6 +792,81 @@ def test_wrong_products_of_a_warpgroup(run, case, message):
     assert message in str(error.value)
 
 
+SENT = """
+#include "async_copy.cuh"
+#include "cluster.cuh"
+#include "mbarrier.cuh"
+
+// Each of two blocks has its 32 elements of x copied twice, and tells both their sum. CASE: 0 as it
+// should be, or a bug.
+template <int CASE>
+__global__ void __attribute__((cluster_dims(2, 1, 1))) sums(const float* x, float* out) {
+    __shared__ __align__(16) float s[32];
+    __shared__ float of_blocks[2][2];
+    __shared__ unsigned long long copied, sent[2];
+    const int tid = threadIdx.x, rank = blockIdx.x % 2;
+    if (tid == 0) {
+        mbarrier_init(&copied, 1), mbarrier_init(&sent[0], 1), mbarrier_init(&sent[1], 1);
+        if (CASE != 1) fence_mbarrier_init();
+    }
+    cluster_barrier();
+    for (int turn = 0; turn < 2; ++turn) {
+        if (tid == 0) {
+            mbarrier_expect(&copied, CASE == 2 ? 256 : 128);
+            cp_async_bulk(s, x + (turn * 2 + rank) * 32 + (CASE == 3), 128, &copied);
+        }
+        if (CASE != 4) mbarrier_wait(&copied, turn);
+        float sum = 0;
+        for (int i = 0; i < 32; ++i) sum += s[i];
+        if (CASE == 5 && tid == 0) cp_async_bulk(s, x, 128, &copied);
+        __syncthreads();
+        if (tid == 0) mbarrier_expect(&sent[turn], 8);
+        if (tid < 2) store_async(&of_blocks[turn][rank], tid, sum, &sent[turn]);
+        if (CASE != 6) mbarrier_wait(&sent[turn], 0);
+        out[(blockIdx.x * 32 + tid) * 2 + turn] = of_blocks[turn][0] + of_blocks[turn][1];
+    }
+    if (CASE == 6) cluster_barrier();
+}
+"""
+
+
+def sums_of_a_cluster(run, case):
+    """What two clusters store, and what they should."""
+    x, out = torch.arange(128.0), torch.zeros(2, 64, 2)
+    run(SENT, f"sums<{case}>", 32, x, out, grid=4)
+    return out, x.view(2, 64).sum(1).expand_as(out)
+
+
+@pytest.mark.parametrize("seed", [None, "1", "2"])
+@pytest.mark.parametrize("sanitizer", [None, "address", "thread"])
+def test_copies_and_stores_arrive_at_a_barrier(run, monkeypatch, sanitizer, seed):
+    for name, value in (("STUDY_SANITIZE", sanitizer), ("STUDY_THREAD_SEED", seed)):
+        if value:
+            monkeypatch.setenv(name, value)
+    assert torch.equal(*sums_of_a_cluster(run, 0))
+
+
+@pytest.mark.parametrize("case", [4, 5, 6], ids=["copy", "copy over what is read", "store"])
+def test_what_is_not_waited_for_is_undefined(run, case):
+    out, _ = sums_of_a_cluster(run, case)
+    assert out.isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        (1, "fence_mbarrier_init must follow the beginning of a barrier that counts bytes"),
+        (2, "deadlock in block (0, 0, 0): threads 0-31 wait in mbarrier_wait"),
+        (3, "a bulk copy must be of whole chunks of 16 bytes, at multiples of 16"),
+    ],
+    ids=["no fence", "bytes that never come", "alignment"],
+)
+def test_wrong_copies_to_a_barrier(run, case, message):
+    with pytest.raises(RuntimeError) as error:
+        sums_of_a_cluster(run, case)
+    assert message in str(error.value)
+
+
 # --- errors --------------------------------------------------------------------------------------
 
 WRONG = """

@@ -786,3 +786,86 @@ def test_a_product_on_a_gpu_without_wgmma(monkeypatch):
 def test_bugs_of_warpgroups_are_named(case, error):
     with pytest.raises(RuntimeError, match=error):
         warpgroup_product(case)
+
+
+# What arrives at a barrier
+
+
+def add_up(case=None):
+    """A kernel of clusters of two blocks, which have their 32 elements of x copied twice and tell
+    both their sum; or one with a bug."""
+
+    def kernel(x, out):
+        cluster.cluster_dims(2)
+        s, of_blocks = cuda.shared.array(32, float32), cuda.shared.array(4, float32)
+        words = cuda.shared.array(6, float32)  # three barriers
+        place, copied = access.shared_address(s, 0), access.shared_address(words, 0)
+        tid, rank = cuda.threadIdx.x, cuda.blockIdx.x % 2
+        if tid == 0:
+            for i in range(3):
+                mbarrier.mbarrier_init(access.shared_address(words, i * 2), 1)
+            if case != "no fence":
+                mbarrier.fence_mbarrier_init()
+        cluster.cluster_barrier()
+        for turn in range(2):
+            sent = access.shared_address(words, 2 + turn * 2)
+            if tid == 0:
+                mbarrier.mbarrier_expect(copied, 256 if case == "bytes that never come" else 128)
+                start = (turn * 2 + rank) * 32 + (case == "alignment")
+                async_copy.cp_async_bulk(place, access.global_address(x, start), 128, copied)
+            if case != "copy":
+                mbarrier.mbarrier_wait(copied, turn)
+            total = float32(0)
+            for i in range(32):
+                total += s[i]
+            if case == "copy over what is read" and tid == 0:
+                async_copy.cp_async_bulk(place, access.global_address(x, 0), 128, copied)
+            cuda.syncthreads()
+            if tid == 0:
+                mbarrier.mbarrier_expect(sent, 8)
+            if tid < 2:
+                of_block = access.shared_address(of_blocks, turn * 2 + rank)
+                cluster.store_async(of_block, tid, total, sent)
+            if case != "store":
+                mbarrier.mbarrier_wait(sent, 0)
+            out[cuda.grid(1), turn] = of_blocks[turn * 2] + of_blocks[turn * 2 + 1]
+        if case == "store":
+            cluster.cluster_barrier()
+
+    return kernel
+
+
+def sums_of_a_cluster(case=None):
+    """What two clusters store, and what they should."""
+    x, out = np.arange(128, dtype=np.float32), np.zeros((128, 2), np.float32)
+    run(add_up(case), x, out, grid=(4,), block=(32,))
+    return out, np.tile(x.reshape(2, 64).sum(1), (128, 1))
+
+
+@pytest.mark.parametrize("seed", [None, "1", "2"])
+def test_copies_and_stores_arrive_at_a_barrier(monkeypatch, seed):
+    if seed:
+        monkeypatch.setenv("STUDY_THREAD_SEED", seed)
+    np.testing.assert_array_equal(*sums_of_a_cluster())
+
+
+@pytest.mark.parametrize("case", ["copy", "copy over what is read", "store"])
+def test_what_is_not_waited_for_is_undefined(case):
+    out, _ = sums_of_a_cluster(case)
+    assert np.isnan(out).any()
+
+
+@pytest.mark.parametrize(
+    ("case", "error"),
+    [
+        ("no fence", "fence_mbarrier_init must follow the beginning of a barrier that counts"),
+        (
+            "bytes that never come",
+            r"deadlock in block \(0, 0, 0\): threads 0-31 wait in mbarrier_wait",
+        ),
+        ("alignment", "a bulk copy must be of whole chunks of 16 bytes, at multiples of 16"),
+    ],
+)
+def test_wrong_copies_to_a_barrier(case, error):
+    with pytest.raises((RuntimeError, ValueError), match=error):
+        sums_of_a_cluster(case)

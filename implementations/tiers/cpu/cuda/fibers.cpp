@@ -58,12 +58,25 @@ struct Meeting {
     alignas(16) unsigned char values[2][WARP * MAX_VALUE];
 };
 
+// What comes in a phase of a barrier. It takes its place when a thread of the block has waited.
+struct Sent {
+    unsigned phase;
+    void* dst;
+    std::vector<char> bytes;
+};
+
 // A barrier of mbarrier.cuh, of which its place in shared memory holds the number.
 struct Phases {
+    struct Block& owner;
     unsigned expected, missing;  // arrivals of a phase; those that the one under way still needs
+    long long bytes = 0;         // that it needs: fewer than 0 where some came before their arrival
     unsigned ended = 0;          // phases
     std::vector<Fiber*> waiting{};
+    std::vector<Sent> sent{};
+    bool fenced = false;  // whether others than threads of the block may know it
     int token = 0;
+
+    void end_if_complete();
 };
 
 // The order by STUDY_THREAD_SEED: which block of a cluster comes first, which second, ...; and of a
@@ -135,6 +148,13 @@ struct Block {
     }
 };
 Block* block;  // the one that runs
+
+void Phases::end_if_complete() {
+    if (missing || bytes) return;
+    ++ended;
+    missing = expected;
+    owner.make_ready(waiting);
+}
 
 // Blocks that run together; most are alone.
 struct Cluster {
@@ -324,11 +344,11 @@ std::optional<size_t> offset(const void* address, size_t size, const void* memor
     return at < bytes && size <= bytes - at ? std::optional(at) : std::nullopt;
 }
 
-Phases& phases(Call call, const unsigned long long* at) {
+Phases& phases(Call call, const unsigned long long* at, Block& owner = *block) {
     const uint64_t number = *at;
-    if (number >= block->phases.size())
+    if (number >= owner.phases.size())
         fail(call, "a barrier must have begun, and nothing else be stored in its place");
-    return block->phases[number];
+    return owner.phases[number];
 }
 
 }  // namespace
@@ -425,17 +445,35 @@ void mbarrier_init(Call call, unsigned long long* at, unsigned arrivals) {
     if ((!ASAN && !in_shared) || uintptr_t(at) % sizeof *at)
         fail(call, "a barrier must be 8 bytes of shared memory, at a multiple of them");
     *at = block->phases.size();
-    block->phases.push_back({arrivals, arrivals});
+    block->phases.push_back({*block, arrivals, arrivals});
 }
 
-void mbarrier_arrive(Call call, unsigned long long* at) {
+void fence_mbarrier_init() {
+    for (Phases& each : block->phases) each.fenced = true;
+}
+
+void mbarrier_arrive(Call call, unsigned long long* at, long long bytes) {
     Unseen unseen;
     Phases& found = phases(call, at);
     release(&found.token);
-    if (--found.missing) return;
-    ++found.ended;
-    found.missing = found.expected;
-    block->make_ready(found.waiting);
+    --found.missing;
+    found.bytes += bytes;
+    found.end_if_complete();
+}
+
+void send(Call call, unsigned long long* at, unsigned rank, void* dst, std::vector<char> bytes) {
+    Unseen unseen;
+    const bool own = rank == OWN;
+    auto* place = own ? at : static_cast<unsigned long long*>(remote(call, at, rank));
+    Phases& found = phases(call, place, own ? *block : block->cluster.blocks[rank]);
+    if (!found.fenced)
+        fail(call, "fence_mbarrier_init must follow the beginning of a barrier that counts bytes");
+    release(&found.token);
+    found.bytes -= bytes.size();
+    if (const auto to = offset(dst, 1, block->dynamic, block->cluster.shared.dynamic_bytes))
+        dst = static_cast<char*>(found.owner.dynamic) + *to;  // the static part has one address
+    found.sent.push_back({found.ended, dst, std::move(bytes)});
+    found.end_if_complete();
 }
 
 void mbarrier_wait(Call call, unsigned long long* at, unsigned parity) {
@@ -446,6 +484,11 @@ void mbarrier_wait(Call call, unsigned long long* at, unsigned parity) {
         found.waiting.push_back(&running());
         leave();
     }
+    std::erase_if(found.sent, [&](const Sent& each) {
+        const bool here = each.phase < found.ended;
+        if (here) memcpy(each.dst, each.bytes.data(), each.bytes.size());
+        return here;
+    });
     acquire(&found.token);
     running().fenced = false;
 }

@@ -59,10 +59,16 @@ void cluster_wait(Call call);
 // In the shared memory of the cluster's block `rank`, the place of an address in this block's.
 void* remote(Call call, void* address, unsigned rank);
 
-// The barriers of mbarrier.cuh.
+// The barriers of mbarrier.cuh. An arrival may have its phase need `bytes` more.
 void mbarrier_init(Call call, unsigned long long* at, unsigned arrivals);
-void mbarrier_arrive(Call call, unsigned long long* at);
+void fence_mbarrier_init();
+void mbarrier_arrive(Call call, unsigned long long* at, long long bytes = 0);
 void mbarrier_wait(Call call, unsigned long long* at, unsigned parity);
+
+// Send bytes to `dst`, in the shared memory of the cluster's block `rank` or of this one, where a
+// wait at the barrier `at` finds them; both are the addresses in this block's.
+constexpr unsigned OWN = ~0u;
+void send(Call call, unsigned long long* at, unsigned rank, void* dst, std::vector<char> bytes);
 
 // Order memory with every other thread that calls this.
 void fence();
