@@ -88,7 +88,7 @@ def make_multiply(k, end):
         for i in range(ROWS):
             for j in range(COLS):
                 # to and fro: a row begins with the element of B that the last one ended with
-                n = j if i % 2 == 0 else COLS - 1 - j
+                n = j if (i + k) % 2 == 0 else COLS - 1 - j
                 rC[i * COLS + n] += rA[i * 4 + k % 4] * rB[k % 2 * COLS + n]
             if k % 4 == 3:
                 load_a(rA, sAB, frag_a, (k + 1) % BLOCK_K, i)
