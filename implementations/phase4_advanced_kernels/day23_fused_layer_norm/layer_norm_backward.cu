@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(THREADS* ROWS, VEC > 1 ? 512 / (THREADS * ROWS
 
 // A block has a row. `means`: (2, M), of each row the means of g and of g * x_hat.
 template <typename T, int VEC, int THREADS>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 4)
     layer_norm_backward_means_kernel(const T* __restrict__ dy, const T* __restrict__ x,
                                      const T* __restrict__ w, const float* __restrict__ mean,
                                      const float* __restrict__ rstd, float* __restrict__ means,
@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(THREADS)
     x += row * N;
 
     float g = 0.f, gx = 0.f;
-#pragma unroll 4
+#pragma unroll 2
     for (long long n = threadIdx.x * VEC; n < N; n += THREADS * VEC) {
         const auto dy_pack = load_pack<VEC>(dy + n), x_pack = load_pack<VEC>(x + n);
         const auto w_pack = load_pack<VEC>(w + n);
@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(TX* TY)
     float dw[VEC] = {}, db[VEC] = {};
     if (n < N) {
         const auto w_pack = load_pack<VEC>(w + n);
-#pragma unroll 2
+#pragma unroll 1  // more rows at once would be slower
         for (long long row = blockIdx.y * PART + ty; row < end; row += TY) {
             const auto dy_pack = load_pack<VEC>(dy + row * N + n);
             const auto x_pack = load_pack<VEC>(x + row * N + n);
