@@ -60,14 +60,14 @@ def dropout(x, p, seed):
     threshold, scale, seed = check(x, p, seed)
     N = x.numel()
     y = torch.empty_like(x)
-    keep = torch.empty_like(x, dtype=torch.bool)
+    flat = torch.empty(N, dtype=torch.bool, device=x.device)
+    keep = flat.view(x.shape)
     if p == 1:  # no word is as large as the threshold
         return y.zero_(), keep.zero_()
     if N > 0:
         size = x.element_size()
         VEC, PACKS = 16 // size, PACKS_OF[size]  # elements of a pack, packs of a thread
         grid = (-(-N // (BLOCK * PACKS * VEC)),)
-        flat = keep.view(-1)
         keep_packs = flat[: N - N % VEC].view(MASK[VEC])  # of the whole packs
         numbers = np.uint32(threshold), np.float32(scale), seed
         args = x.view(-1), y.view(-1), flat, keep_packs, *numbers
