@@ -49,24 +49,34 @@ def make_sum_row(THREADS, CLUSTER):
 
 
 @cache
-def make_sum_row_pair(THREADS):
-    """`sum_row_pair(a, b, sSums, at)`: sum_row of two values, of a row of one block, which meet at
-    one barrier. From sSums[at] on it holds the first of each warp, then the second."""
-    WARPS = max(THREADS // 32, 1)
-    sum_in_warp, sum_warps = make_sum_lanes(min(THREADS, 32)), make_sum_lanes(WARPS)
+def make_sum_row_pair(THREADS, CLUSTER):
+    """`sum_row_pair(a, b, sSums, at, rank)`: sum_row of two values, which meet at one barrier. From
+    sSums[at] on it holds the first of each warp, then the second."""
+    IN_BLOCK = max(THREADS // 32, 1)
+    WARPS = CLUSTER * IN_BLOCK
+    LANES = min(WARPS, 32)
+    sum_in_warp, sum_warps = make_sum_lanes(min(THREADS, 32)), make_sum_lanes(LANES)
 
     @cuda.jit(device=True)
-    def sum_row_pair(a, b, sSums, at):
+    def sum_row_pair(a, b, sSums, at, rank):
         a, b = sum_in_warp(a), sum_in_warp(b)
         if THREADS > 32:
             # of bits the compiler knows that they are no negative index, of % and // it does not
-            lane, warp = cuda.threadIdx.x & 31, cuda.threadIdx.x >> 5
-            if lane == 0:
-                sSums[at + warp] = a
-                sSums[at + WARPS + warp] = b
-            cuda.syncthreads()
-            a = sSums[at + (lane & (WARPS - 1))]
-            b = sSums[at + WARPS + (lane & (WARPS - 1))]
+            lane, warp = cuda.threadIdx.x & 31, rank * IN_BLOCK + (cuda.threadIdx.x >> 5)
+            if CLUSTER > 1:
+                if lane < CLUSTER:
+                    store_remote(shared_address(sSums, at + warp), lane, a)
+                    store_remote(shared_address(sSums, at + WARPS + warp), lane, b)
+                cluster_barrier()
+            else:
+                if lane == 0:
+                    sSums[at + warp] = a
+                    sSums[at + WARPS + warp] = b
+                cuda.syncthreads()
+            a, b = float32(0), float32(0)
+            for w in range(0, WARPS, LANES):
+                a += sSums[at + w + (lane & (LANES - 1))]
+                b += sSums[at + WARPS + w + (lane & (LANES - 1))]
             a, b = sum_warps(a), sum_warps(b)
         return a, b
 

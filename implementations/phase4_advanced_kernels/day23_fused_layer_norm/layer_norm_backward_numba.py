@@ -103,7 +103,7 @@ def layer_norm_backward_kernel(VEC, PACKS, BUFFERS, THREADS, ROWS, CLUSTER):
     LOADER = 32  # the thread of a cluster's block that tells the copy engine
     assert CLUSTER == 1 or VEC > 1, "bulk copies need rows of whole chunks of 16 bytes"
     load_row = make_load_row(VEC, PACKS, THREADS, BLOCK)
-    sum_row_pair, wait_for_rows = make_sum_row_pair(THREADS), cp_async_wait(BUFFERS - 1)
+    sum_row_pair, wait_for_rows = make_sum_row_pair(THREADS, 1), cp_async_wait(BUFFERS - 1)
 
     # unless told that 512 resident threads are meant, the compiler takes registers that only fewer
     # have
@@ -209,7 +209,7 @@ def layer_norm_backward_kernel(VEC, PACKS, BUFFERS, THREADS, ROWS, CLUSTER):
                 load_row(sRows, of_x + mine, x, coming * N + first, coming_left)
                 cp_async_commit()
             # behind its barrier all have read the row
-            sum_g, sum_gx = sum_row_pair(sum_g, sum_gx, sSums, WARP_SUMS + turn * PAIRS)
+            sum_g, sum_gx = sum_row_pair(sum_g, sum_gx, sSums, WARP_SUMS + turn * PAIRS, 0)
             if CLUSTER > 1:
                 if tid == LOADER and coming < M:
                     of_dy, of_x, start = of_dy + buffers, of_x + buffers, coming * N + of_part
