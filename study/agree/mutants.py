@@ -72,10 +72,11 @@ RAISED = (
     ("AddressSanitizer|lie in no tensor", "addresses"),
     ("ThreadSanitizer", "races"),
     ("deadlock|takes no part|must be in the mask|never comes|does not follow", "deadlock"),
+    ("must have begun|must follow the|must stand|must stay as", "order"),
     ("no answer within", "time limit"),
     ("terminated abruptly|killed by|exited with", "crash"),
     ("out of bounds|could not broadcast input array", "indices"),
-    ("multiple of", "alignment"),
+    ("multiples? of", "alignment"),
     ("a (grid|block) must have", "launch"),
     ("ZeroDivisionError|OverflowError", "arithmetic"),
 )

@@ -55,6 +55,12 @@ def _described(device) -> Properties:
     return replace(PROPERTIES, **told(os.environ))
 
 
+def demand_clusters() -> None:
+    """RuntimeError where the GPU that hosts are told of has no clusters of blocks."""
+    if not _described(None).clusters():
+        raise RuntimeError("clusters need compute capability 9.0")
+
+
 def pointed_at(args: tuple) -> list:
     """The tensors whose addresses stand in those of a launch's arguments that are device tables."""
     return [x for arg in args for x in getattr(arg, "points_to", ())]

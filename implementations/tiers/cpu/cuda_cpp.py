@@ -25,7 +25,7 @@ import torch
 from implementations.common import cuda_cpp
 from implementations.common.registry import HEADERS
 from implementations.instructions.tensor_map import ALIGNMENT, BYTES, TensorMap
-from implementations.tiers.cpu import ONE_AT_A_TIME, pointed_at
+from implementations.tiers.cpu import ONE_AT_A_TIME, demand_clusters, pointed_at
 
 CUDA = Path(__file__).with_name("cuda")
 NO_COMPILER = "no C++ compiler was found: install g++ (or set CXX)"
@@ -121,14 +121,17 @@ def _struct(map_: TensorMap) -> np.ndarray:
 
 def _cluster(text: str, name: str) -> int:
     """The blocks of a cluster of an instantiation: what the kernel's attribute says, a number or a
-    template parameter's name; 1 without it."""
+    template parameter's name; 1 without it. RuntimeError where the GPU has no clusters."""
     kernel, *arguments = re.split("[<,>] ?", name)
     head = rf"(?:template <([^<>]*)>\s*)?__global__ [^;{{}}]*?{CLUSTERS}\s*{kernel}\("
     found = re.search(head, text)
     if not found:
         return 1
     parameters = [parameter.split()[-1] for parameter in (found[1] or "").split(",") if parameter]
-    return int(dict(zip(parameters, arguments, strict=False)).get(found[2], found[2]))
+    size = int(dict(zip(parameters, arguments, strict=False)).get(found[2], found[2]))
+    if size > 1:
+        demand_clusters()
+    return size
 
 
 @cache

@@ -37,7 +37,7 @@ from numba.cuda.np.numpy_support import as_dtype
 from numba.cuda.simulator.kernelapi import Dim3, FakeCUDAModule
 
 from implementations.common import numba_cuda
-from implementations.tiers.cpu import ONE_AT_A_TIME, libdevice
+from implementations.tiers.cpu import ONE_AT_A_TIME, demand_clusters, libdevice
 
 WARP = 32
 FULL = 0xFFFFFFFF
@@ -383,6 +383,8 @@ def mbarrier_wait(place, parity):
 
 def form_cluster(blocks):
     """Have this block run in a cluster of so many."""
+    if blocks > 1:
+        demand_clusters()
     getcurrent().block.cluster.form(blocks)
 
 

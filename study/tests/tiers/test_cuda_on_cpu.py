@@ -615,6 +615,13 @@ def test_a_cluster_of_a_fixed_size(run):
     assert out.tolist() == [0, 1, 2, 3]
 
 
+def test_a_cluster_on_a_gpu_without(run, monkeypatch):
+    monkeypatch.setenv("STUDY_CAPABILITY", "8.0")
+    run(CLUSTERS, "clusters<9, 1>", 64, torch.zeros(64))
+    with pytest.raises(RuntimeError, match=r"clusters need compute capability 9\.0"):
+        run(CLUSTERS, "clusters<9, 2>", 64, torch.zeros(128), grid=2)
+
+
 BEGUN = "block 0 of the cluster perhaps takes no part yet: a thread must have waited at its barrier"
 WRONG_CLUSTERS = {
     "wait without arrival": (

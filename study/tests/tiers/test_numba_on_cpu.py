@@ -630,6 +630,13 @@ def test_bugs_of_clusters_are_named(case, error):
         run(meet_in(2, case), np.zeros(64), grid=(2,), shared_bytes=64)
 
 
+def test_a_cluster_on_a_gpu_without(monkeypatch):
+    monkeypatch.setenv("STUDY_CAPABILITY", "8.0")
+    run(meet_in(1), np.zeros(32), shared_bytes=64)
+    with pytest.raises(RuntimeError, match=r"clusters need compute capability 9\.0"):
+        run(meet_in(2), np.zeros(64), grid=(2,), shared_bytes=64)
+
+
 @pytest.mark.parametrize(("blocks", "size"), [(6, 4), (16, 16)])
 def test_a_grid_of_broken_clusters_is_refused(blocks, size):
     error = f"clusters of 1 to 8 blocks along x, got {blocks} blocks in {size}s"
