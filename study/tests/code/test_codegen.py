@@ -264,7 +264,7 @@ KNOWN = {
     ],
     "sm_80": [
         *[("numba", WALK), ("triton", OLDER)],
-        *[("cupy", UNTUNED)] * 7,
+        *[("cupy", UNTUNED)] * 8,
         *[("numba", UNTUNED)] * 2,
         *[("triton", UNTUNED)] * 8,
         *[("triton", UNALIGNED)] * 5,
