@@ -64,6 +64,7 @@ class KernelSpec:
         reference of the inputs' magnitudes is no bound.
     baselines: what a user would call instead, by name, the main one first.
     random_baselines: those of them that draw other numbers, and so give other bits, at each call.
+    modes: those of them that are an implementation in another mode, each with its backend.
     other_sizes: what is timed in the other dtypes; the headline only, unless stated.
     more_sizes: checked as well on a GPU, on which they take no time.
     huge_sizes: of more than 2³¹ elements, or as many as are taken, checked on a GPU in the last
@@ -101,6 +102,7 @@ class KernelSpec:
     agreement: Rule | tuple[Rule, ...]
     baselines: Mapping[str, Callable]
     random_baselines: tuple[str, ...] = ()
+    modes: Mapping[str, str] = field(default_factory=dict)
     make_gradient: Callable | None = None
     magnitude: Callable | None = None
     other_sizes: tuple[Size, ...] = ()

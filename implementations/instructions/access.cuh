@@ -20,6 +20,19 @@ __device__ __forceinline__ void store_pack(T* dst, const Pack<T, COUNT>& pack) {
     *reinterpret_cast<Pack<T, COUNT>*>(dst) = pack;
 }
 
+// dst[0] += pack.v[0] and so on, at multiples of 16 bytes in global memory: four additions that
+// nobody waits for, in no order with those of other threads.
+__device__ __forceinline__ void add_pack(float* dst, const Pack<float, 4>& pack) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(dst), "f"(pack.v[0]),
+                 "f"(pack.v[1]), "f"(pack.v[2]), "f"(pack.v[3])
+                 : "memory");
+#else
+    Pack<float, 4>& sum = *reinterpret_cast<Pack<float, 4>*>(dst);
+    for (int e = 0; e < 4; ++e) atomicAdd(&sum.v[e], pack.v[e]);
+#endif
+}
+
 // One store of 16 bytes, both at multiples of them, from shared to global memory. `store_pack`
 // NVRTC 13 may divide into words, by how the caller calculates the address.
 __device__ __forceinline__ void store_global_16(void* dst, const void* shared) {

@@ -9,9 +9,11 @@ import numpy as np
 from llvmlite import ir
 from numba.cuda import types
 
-from implementations.instructions.ptx import f32, i4, i32, i64, on_gpu, ptx
+from implementations.instructions.ptx import f4, f32, i4, i32, i64, on_gpu, ptx
 from implementations.tiers.cpu import bfloat16
 
+ADD = "red.global.add.v4.f32 [$0], {$1, $2, $3, $4};"  # from compute capability 9.0 on
+ADD_EACH = " ".join(f"red.global.add.f32 [$0+{4 * e}], ${e + 1};" for e in range(4))
 PACK = "cvt.rn.{}x2.f32 $0, $2, $1;"  # the first float goes into the lower half
 
 
@@ -220,6 +222,27 @@ def store_pack(array, index, values, first):
     """values[first:], rounded from fp32, into the 16 bytes from array[index]: STG.128."""
     size = 16 // array.itemsize
     aligned(array[index : index + size])[:] = _elements(array, values[first : first + size])
+
+
+def _add_pack(dst, values):
+    def code(context, builder, signature, args):
+        from numba.cuda.core.targetconfig import ConfigStack  # the simulator has none
+
+        add = ADD if ConfigStack().top().compute_capability >= (9, 0) else ADD_EACH
+        floats = [builder.extract_value(args[1], e) for e in range(4)]
+        function = ir.FunctionType(ir.VoidType(), [ir.IntType(64), *[ir.FloatType()] * 4])
+        asm = ir.InlineAsm(function, add, "l,f,f,f,f,~{memory}", side_effect=True)
+        builder.call(asm, [args[0], *floats])
+        return context.get_dummy_value()
+
+    return types.void(i64, f4), code
+
+
+@on_gpu(_add_pack)
+def add_pack(dst, values):
+    """dst[0] += values[0] and so on, 16 bytes of global memory: four additions that nobody waits
+    for, in no order with those of other threads."""
+    aligned(dst)[:4] += np.array(values, np.float32)
 
 
 @ptx("ld.global.v4.b32 {$0,$1,$2,$3}, [$4];", i4(i64), memory=True)

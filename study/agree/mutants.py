@@ -108,7 +108,9 @@ def attempt(cell: Cell, root: Path | None, conditions: Conditions) -> Outcome:
     """
     import torch._dynamo  # noqa: F401  (torch would import it in each fork, for a second or more)
 
-    registry.missing(cell.backend)  # which imports its packages, here and not in each fork
+    modes = registry.spec(cell.kernel).modes
+    # which imports its packages, here and not in each fork
+    registry.missing(modes.get(cell.backend, cell.backend))
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
         return pool.submit(_attempt, cell, root, conditions).result()
 
@@ -131,16 +133,19 @@ def _attempt(cell: Cell, root: Path | None, conditions: Conditions) -> Outcome:
 
 
 def attempts(mutant: Mutant, known: dict[tuple, tuple]) -> list[tuple[Cell, Conditions]]:
-    """Where a mutant is tried, in order: what killed it last time, then small cells first.
+    """Where a mutant is tried, its modes too, in order: what killed it last time, then small cells
+    first.
 
     known: by a mutant's key, dtype, size and conditions of what killed it.
     """
     spec, cells = registry.spec(mutant.kernel), []
+    modes = [name for name, backend in spec.modes.items() if backend == mutant.backend]
     for place, dtype in enumerate(spec.dtypes):
         for size in spec.check_sizes:
-            cell = Cell(mutant.kernel, mutant.backend, dtype_name(dtype), size_text(size))
             work = spec.work(dtype, **size).bytes
-            cells.append((place, not work, work, cell))
+            for name in (mutant.backend, *modes):
+                cell = Cell(mutant.kernel, name, dtype_name(dtype), size_text(size))
+                cells.append((place, not work, work, cell))
     cells = [cell for *_, cell in sorted(cells, key=lambda entry: entry[:3])]
     conditions = [{}, *STRICTER.get((mutant.operator, mutant.backend), ())]
     others = other_gpus(mutant.kernel, mutant.backend)

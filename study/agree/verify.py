@@ -88,12 +88,14 @@ def check(cell: Cell) -> dict:
     The kernel runs `RUNS` times on guarded inputs. It agrees if its outputs do, if they lie in
     memory it allocated by `torch.empty` or a relative, if each run allocates as much, if the runs
     are bit-identical, and if the inputs and all guard zones stay as they were; then once on inputs
-    that hold NaN and infinities. On the CPU tier only the first dtype runs again and on these: in
-    the others threads wait for each other in the same places. What the kernel raises is passed on.
+    that hold NaN and infinities. A mode that gives other bits at each call runs once. On the CPU
+    tier only the first dtype runs again and on these: in the others threads wait for each other in
+    the same places. What the kernel raises is passed on.
     """
     try:
-        host = registry.load(cell.kernel, cell.backend)
-        return _check(cell, registry.spec(cell.kernel).called(host))
+        spec = registry.spec(cell.kernel)
+        host = registry.load(cell.kernel, spec.modes.get(cell.backend, cell.backend))
+        return _check(cell, spec.called(spec.baselines.get(cell.backend, host)))
     except registry.Unavailable as error:
         return _row(cell, "unavailable", str(error))
     except torch.OutOfMemoryError:
@@ -118,7 +120,7 @@ def _check(cell: Cell, host) -> dict:
     failed = {}  # what is wrong → the check that says so; the runs repeat it
     first, deterministic, count = None, True, 0
     once = DEVICE == "cpu" and cell.torch_dtype != spec.dtypes[0]
-    for run in range(1 if once else RUNS):
+    for run in range(1 if once or cell.backend in spec.random_baselines else RUNS):
         with GuardedAllocations() as allocations, _thread_order(seed=run):
             outputs = host(*inputs)
         if DEVICE == "cuda":

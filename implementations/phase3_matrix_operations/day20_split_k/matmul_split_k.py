@@ -87,5 +87,6 @@ SPEC = KernelSpec(
     machine_code=("wide loads", "wide stores", "tensor cores"),
     baselines={"cublas": cublas, "arrival": arrival},
     random_baselines=("arrival",),
+    modes={"arrival": "cupy"},
     sources=("NVIDIA, CUTLASS: efficient GEMM in CUDA, parallelized reductions",),
 )

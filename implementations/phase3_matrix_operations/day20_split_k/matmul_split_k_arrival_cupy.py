@@ -21,6 +21,8 @@ SOURCE = CudaSource(Path(__file__).with_name("matmul_split_k_arrival.cu"))
 def matmul_split_k_arrival(a, b):
     (M, K), N = a.shape, b.shape[1]
     c = torch.empty((M, N), dtype=a.dtype, device=a.device)
+    if c.numel() == 0:
+        return c
     gpu = properties(a.device)
     BLOCK, blocks = SMALL if min(M, N) <= LARGE[0] else LARGE
     tiles, steps = -(-M // BLOCK) * -(-N // BLOCK), max(1, -(-K // BLOCK_K))

@@ -10,13 +10,14 @@
 //
 // T: the type of all tensors but lse and delta, 16 bits wide; dO, where it is an input, is `do`
 // elsewhere. D: elements of a row. BLOCK_M, BLOCK_N: queries and keys of a tile. WARP_N: keys of a
-// warp. THREADS: of a block.
+// warp. THREADS: of a block. IN_TURN: as said above; if not, blocks add to sums of zeros as they
+// arrive, the bits of dQ change from run to run, and a second kernel makes dQ of the sums.
 //
 // H: heads of k and v, each for `group` neighbouring ones of q. offset: query i of a head sees its
 // keys j <= i + offset. sums, turns: for each tile of queries of each head of q BLOCK_M x D floats,
-// in the order of the registers, which need no value, and the number of key tiles that have been
-// added, from 0 on. stride_qb, stride_qh, stride_qm: elements of q from a batch, a head and a row
-// to the next; the other tensors have such as well.
+// in the order of the registers, which need no value if in turn, and the number of key tiles that
+// have been added, from 0 on. stride_qb, stride_qh, stride_qm: elements of q from a batch, a head
+// and a row to the next; the other tensors have such as well.
 #include "attention.cuh"
 #include "turnstile.cuh"
 
@@ -73,7 +74,42 @@ __device__ __forceinline__ void load_pair(T* tiles, const T* a, int stride_a, co
     }
 }
 
-template <typename T, int D, int BLOCK_M, int BLOCK_N, int WARP_N, int THREADS>
+// Of a tile of dQ a warp makes a part of WARP_M rows and FRAGMENTS * 8 columns. Its sums lie in
+// packs of a thread, of which a warp moves 512 bytes that lie together.
+constexpr int WARP_M = 32;
+
+template <int FRAGMENTS>
+__device__ __forceinline__ void load_sums(float (&rdQ)[WARP_M / 16][FRAGMENTS][4],
+                                          const float* sum) {
+#pragma unroll
+    for (int p = 0; p < WARP_M / 16 * FRAGMENTS; ++p) {
+        const Pack<float, 4> pack = load_pack<4>(sum + p * 128);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) rdQ[p / FRAGMENTS][p % FRAGMENTS][e] = pack.v[e];
+    }
+}
+
+// The part of warp `warp` of the tile of rows m0, m0 + 1, ... of a head's dQ, of which it has M.
+template <int BLOCK_M, typename T, int FRAGMENTS>
+__device__ __forceinline__ void store_queries(const float (&rdQ)[WARP_M / 16][FRAGMENTS][4], T* dq,
+                                              int stride_dqm, int m0, int M, float sm_scale,
+                                              int lane, int warp) {
+    const int row = m0 + warp % (BLOCK_M / WARP_M) * WARP_M + lane / 4;
+    const int col = warp / (BLOCK_M / WARP_M) * FRAGMENTS * 8 + lane % 4 * 2;
+    dq += (long long)row * stride_dqm + col;
+#pragma unroll
+    for (int i = 0; i < WARP_M / 16; ++i)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+            for (int j = 0; j < FRAGMENTS; ++j)
+                if (row + i * 16 + half * 8 < M)
+                    *reinterpret_cast<unsigned*>(dq + (i * 16 + half * 8) * stride_dqm + j * 8) =
+                        pack_pair<T>(rdQ[i][j][2 * half] * sm_scale,
+                                     rdQ[i][j][2 * half + 1] * sm_scale);
+}
+
+template <typename T, int D, int BLOCK_M, int BLOCK_N, int WARP_N, int THREADS, bool IN_TURN>
 __global__ void __launch_bounds__(THREADS)
     flash_backward_kernel(const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
                           const float* __restrict__ lse, const float* __restrict__ delta,
@@ -87,9 +123,9 @@ __global__ void __launch_bounds__(THREADS)
                           long long stride_dqh, int stride_dqm, long long stride_dkb,
                           long long stride_dkh, int stride_dkn, long long stride_dvb,
                           long long stride_dvh, int stride_dvn, float sm_scale) {
-    constexpr int STAGE = 2 * BLOCK_M * D;  // a tile of q, then one of dO
-    // Of dQ a warp makes a part of 32 rows and WARP_D columns, in PACKS packs of a thread.
-    constexpr int WARP_M = 32, WARP_D = BLOCK_M * D / THREADS, PACKS = WARP_M / 16 * (WARP_D / 8);
+    constexpr int STAGE = 2 * BLOCK_M * D;         // a tile of q, then one of dO
+    constexpr int WARP_D = BLOCK_M * D / THREADS;  // columns of dQ of a warp
+    constexpr int FRAGMENTS = WARP_D / 8, PACKS = WARP_M / 16 * FRAGMENTS;
     static_assert(THREADS >= BLOCK_M, "a thread copies what belongs to a query");
     extern __shared__ __align__(128) unsigned char bytes[];
     T *sK = reinterpret_cast<T*>(bytes), *sV = sK + BLOCK_N * D, *stages = sV + BLOCK_N * D;
@@ -108,10 +144,11 @@ __global__ void __launch_bounds__(THREADS)
 
     // Of each head of q the tiles from that on in which the first query sees the first key.
     const int first_query = max(n0 - offset, 0), first = first_query / BLOCK_M * BLOCK_M;
-    q += (long long)first * stride_qm, dO += (long long)first * stride_dom;
+    const T* from_q = q + (long long)first * stride_qm;  // of the tile that is loaded next
+    const T* from_dO = dO + (long long)first * stride_dom;
     auto load = [&](int stage, int g, int m0) {
         T* tiles = stages + stage * STAGE;
-        load_pair<BLOCK_M, D, THREADS>(tiles, q, stride_qm, dO, stride_dom, M - m0);
+        load_pair<BLOCK_M, D, THREADS>(tiles, from_q, stride_qm, from_dO, stride_dom, M - m0);
         float* sLse = statistics + stage * 2 * BLOCK_M;
         const int i = opaque(threadIdx.x);  // not kept from step to step
         if (i < BLOCK_M) {
@@ -133,13 +170,18 @@ __global__ void __launch_bounds__(THREADS)
     for (int step = 0; g < group; ++step) {
         cp_async_wait<0>();
         __syncthreads();  // the tiles have arrived for all, and all have left the other stage
-        if (tile >= 0 && threadIdx.x == 0) pass_turn(turns + tile, turn + 1);  // all have added
+        if (IN_TURN && tile >= 0 && threadIdx.x == 0)
+            pass_turn(turns + tile, turn + 1);  // all have added
         int g_next = g, m_next = m0 + BLOCK_M;
-        q += (long long)BLOCK_M * stride_qm, dO += (long long)BLOCK_M * stride_dom;
+        from_q += (long long)BLOCK_M * stride_qm, from_dO += (long long)BLOCK_M * stride_dom;
         if (m_next >= M) {
-            q += stride_qh - (long long)(m_next - first) * stride_qm;
-            dO += stride_doh - (long long)(m_next - first) * stride_dom;
+            from_q += stride_qh - (long long)(m_next - first) * stride_qm;
+            from_dO += stride_doh - (long long)(m_next - first) * stride_dom;
             m_next = first, ++g_next;
+        }
+        if (!IN_TURN) {  // made anew: to go with the tile takes more registers than there are
+            from_q = q + g_next * stride_qh + (long long)m_next * stride_qm;
+            from_dO = dO + g_next * stride_doh + (long long)m_next * stride_dom;
         }
         if (g_next < group) load((step + 1) % 2, g_next, m_next);
         cp_async_commit();
@@ -209,47 +251,32 @@ __global__ void __launch_bounds__(THREADS)
 
         tile = (head * group + g) * tiles_m + m0 / BLOCK_M;
         // Not the thread that passes turns, whose fence takes as long.
-        if (threadIdx.x == THREADS - 1) wait_turn(turns + tile, turn);
+        if (IN_TURN && threadIdx.x == THREADS - 1) wait_turn(turns + tile, turn);
         __syncthreads();  // dS has been written, and it is the block's turn
         float* sum = sums + (long long)tile * (BLOCK_M * D) + (warp * PACKS * 32 + lane) * 4;
-        float rdQ[WARP_M / 16][WARP_D / 8][4] = {};
-        if (turn > 0) {
-#pragma unroll
-            for (int p = 0; p < PACKS; ++p) {  // a warp moves 512 bytes that lie together
-                const Pack<float, 4> pack = load_pack<4>(sum + p * 128);
-#pragma unroll
-                for (int e = 0; e < 4; ++e) rdQ[p / (WARP_D / 8)][p % (WARP_D / 8)][e] = pack.v[e];
-            }
-        }
+        float rdQ[WARP_M / 16][FRAGMENTS][4] = {};
+        if (IN_TURN && turn > 0) load_sums(rdQ, sum);
         add_product<D>(rdK, operand, sQ);  // while the sums are on their way
         add_transposed<BLOCK_N, BLOCK_M, D, WARP_M, WARP_D>(rdQ, sdS, sK);
-        if (n0 + BLOCK_N < seen_keys(min(m0 + BLOCK_M, M) - 1, N, offset)) {
+        if (!IN_TURN || n0 + BLOCK_N < seen_keys(min(m0 + BLOCK_M, M) - 1, N, offset)) {
 #pragma unroll
             for (int p = 0; p < PACKS; ++p) {
-                const auto& c = rdQ[p / (WARP_D / 8)][p % (WARP_D / 8)];
-                store_pack(sum + p * 128, Pack<float, 4>{{c[0], c[1], c[2], c[3]}});
+                const auto& c = rdQ[p / FRAGMENTS][p % FRAGMENTS];
+                const Pack<float, 4> pack = {{c[0], c[1], c[2], c[3]}};
+                if (IN_TURN)
+                    store_pack(sum + p * 128, pack);
+                else
+                    add_pack(sum + p * 128, pack);
             }
         } else {  // no query of the tile sees a later key
-            const int row = m0 + warp % (BLOCK_M / WARP_M) * WARP_M + lane / 4;
-            const int col = warp / (BLOCK_M / WARP_M) * WARP_D + lane % 4 * 2;
-            T* to = dq + g * stride_dqh + (long long)row * stride_dqm + col;
-#pragma unroll
-            for (int i = 0; i < WARP_M / 16; ++i)
-#pragma unroll
-                for (int half = 0; half < 2; ++half)
-#pragma unroll
-                    for (int j = 0; j < WARP_D / 8; ++j)
-                        if (row + i * 16 + half * 8 < M)
-                            *reinterpret_cast<unsigned*>(to + (i * 16 + half * 8) * stride_dqm +
-                                                         j * 8) =
-                                pack_pair<T>(rdQ[i][j][2 * half] * sm_scale,
-                                             rdQ[i][j][2 * half + 1] * sm_scale);
+            T* of_head = dq + g * stride_dqh;
+            store_queries<BLOCK_M>(rdQ, of_head, stride_dqm, m0, M, sm_scale, lane, warp);
         }
         g = g_next, m0 = m_next;
     }
     cp_async_wait<0>();  // of keys that no query sees too
     __syncthreads();  // all copies have arrived: the gradients leave through the place of k and v
-    if (tile >= 0 && threadIdx.x == 0) pass_turn(turns + tile, turn + 1);
+    if (IN_TURN && tile >= 0 && threadIdx.x == 0) pass_turn(turns + tile, turn + 1);
 
 #pragma unroll
     for (auto& row : rdK)
@@ -262,4 +289,18 @@ __global__ void __launch_bounds__(THREADS)
     dv += same_head / H * stride_dvb + same_head % H * stride_dvh;
     store_strided_rows<D, WARP_N>(rdK, sK, dk, stride_dkn, n0, N);
     store_strided_rows<D, WARP_N>(rdV, sV, dv, stride_dvn, n0, N);
+}
+
+// dQ of the sums, to which blocks have added as they arrived. A block owns a tile of queries.
+template <typename T, int D, int BLOCK_M, int THREADS>
+__global__ void __launch_bounds__(THREADS)
+    round_sums_kernel(const float* __restrict__ sums, T* __restrict__ dq, int H, int M,
+                      long long stride_dqb, long long stride_dqh, int stride_dqm, float sm_scale) {
+    constexpr int FRAGMENTS = BLOCK_M * D / THREADS / 8, PACKS = WARP_M / 16 * FRAGMENTS;
+    const int tiles_m = (M + BLOCK_M - 1) / BLOCK_M, tile = blockIdx.x, head = tile / tiles_m;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    dq += head / H * stride_dqb + head % H * stride_dqh;
+    float rdQ[WARP_M / 16][FRAGMENTS][4];
+    load_sums(rdQ, sums + (long long)tile * (BLOCK_M * D) + (warp * PACKS * 32 + lane) * 4);
+    store_queries<BLOCK_M>(rdQ, dq, stride_dqm, tile % tiles_m * BLOCK_M, M, sm_scale, lane, warp);
 }

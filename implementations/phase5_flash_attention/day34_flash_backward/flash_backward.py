@@ -100,6 +100,24 @@ def sdpa_cudnn(q, k, v, o, lse, do, causal, sm_scale):
     )  # fmt: skip
 
 
+def arrival_cupy(q, k, v, o, lse, do, causal, sm_scale):
+    """The same in CUDA C++, but that blocks add to dq as they arrive."""
+    from implementations.phase5_flash_attention.day34_flash_backward.flash_backward_cupy import (
+        flash_backward_arrival,
+    )
+
+    return flash_backward_arrival(q, k, v, o, lse, do, causal, sm_scale)
+
+
+def arrival_numba(q, k, v, o, lse, do, causal, sm_scale):
+    """The same in Numba, but that blocks add to dq as they arrive."""
+    from implementations.phase5_flash_attention.day34_flash_backward.flash_backward_numba import (
+        flash_backward_arrival,
+    )
+
+    return flash_backward_arrival(q, k, v, o, lse, do, causal, sm_scale)
+
+
 def changed(i, change):
     """A function from arguments to these with the i-th changed."""
     return lambda *args: (*args[:i], change(args[i]), *args[i + 1 :])
@@ -160,8 +178,14 @@ SPEC = KernelSpec(
     not_finite=lambda causal, **size: () if causal else ("v", "o", "do"),
     refused=REFUSED,
     machine_code=("wide loads", "wide stores", "tensor cores"),
-    baselines={"sdpa_flash": sdpa_flash, "sdpa_cudnn": sdpa_cudnn},
-    random_baselines=("sdpa_flash", "sdpa_cudnn"),
+    baselines={
+        "sdpa_flash": sdpa_flash,
+        "sdpa_cudnn": sdpa_cudnn,
+        "arrival_cupy": arrival_cupy,
+        "arrival_numba": arrival_numba,
+    },
+    random_baselines=("sdpa_flash", "sdpa_cudnn", "arrival_cupy", "arrival_numba"),
+    modes={"arrival_cupy": "cupy", "arrival_numba": "numba"},
     sources=(
         "Dao, Fu, Ermon, Rudra and Ré, FlashAttention, 2022, algorithm 4",
         "Dao, FlashAttention-2, 2023, algorithm 2",

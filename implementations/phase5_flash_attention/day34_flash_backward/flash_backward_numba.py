@@ -8,6 +8,7 @@ from numba import cuda, float32, int16, int32, int64, uint32
 
 from implementations.common.numba_cuda import launch, words
 from implementations.instructions.access import (
+    add_pack,
     global_address,
     load_pack,
     pack_bf16,
@@ -45,6 +46,9 @@ from implementations.phase5_flash_attention.day34_flash_backward.flash_backward 
 TILES = {64: (128, 32, 32), 128: (128, 64, 16)}
 
 LOG2_E = float32(1.44269504088896)
+# of a tile of dq a warp makes a part of so many rows; its sums lie in packs of a thread, of which a
+# warp moves 512 bytes that lie together
+WARP_M = 32
 
 
 @cache  # a closure is Numba's template: the upper-case names are compile-time constants
@@ -109,7 +113,46 @@ def load_pair(ROWS, D, THREADS):
 
 
 @cache
-def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
+def load_sums(FRAGMENTS):
+    """`load(rdQ, sums, at)`: a thread's sums, from its place on, of FRAGMENTS * 8 columns."""
+    PACKS = WARP_M // 16 * FRAGMENTS
+
+    @cuda.jit(device=True)
+    def load(rdQ, sums, at):
+        rPack = cuda.local.array(4, float32)
+        for p in range(PACKS):
+            load_pack(sums, at + p * 128, rPack, 0)
+            for e in range(4):
+                rdQ[p // FRAGMENTS, p % FRAGMENTS, e] = rPack[e]
+
+    return load
+
+
+@cache
+def store_queries(dtype, BLOCK_M, FRAGMENTS):
+    """`store(rdQ, dq, start, stride_dqm, m0, M, sm_scale, lane, warp)`: the part of warp `warp` of
+    the tile of rows m0, m0 + 1, ... of a head's dq, which begins at word `start` and has M."""
+    WARPS_M, pack = BLOCK_M // WARP_M, pack_f16 if dtype == torch.float16 else pack_bf16
+
+    @cuda.jit(device=True)
+    def store(rdQ, dq, start, stride_dqm, m0, M, sm_scale, lane, warp):
+        row = int32(m0 + warp % WARPS_M * WARP_M + lane // 4)
+        col = warp // WARPS_M * FRAGMENTS * 8 + lane % 4 * 2
+        to = start + int64(row) * stride_dqm + col
+        for i in range(WARP_M // 16):
+            for half in range(2):
+                if row + i * 16 + half * 8 < M:
+                    for j in range(FRAGMENTS):
+                        low = rdQ[i, j, 2 * half] * sm_scale
+                        high = rdQ[i, j, 2 * half + 1] * sm_scale
+                        at = to + (i * 16 + half * 8) * stride_dqm + j * 8
+                        dq[at // 2] = pack(low, high)  # two elements a word
+
+    return store
+
+
+@cache
+def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS, IN_TURN):
     FRAGMENTS_N, FRAGMENTS_M = WARP_N // 16, BLOCK_M // 8  # of a warp, down and across
     S, OPERAND = (FRAGMENTS_N, FRAGMENTS_M, 4), (FRAGMENTS_N, FRAGMENTS_M // 2, 4)
     GRADIENT = (FRAGMENTS_N, D // 8, 4)
@@ -117,17 +160,17 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
     sK, sV, STAGES = 0, BLOCK_N * D, 2 * BLOCK_N * D
     SDS = STAGES + 2 * STAGE  # transposed: BLOCK_N rows
     STATISTICS = (SDS + BLOCK_N * BLOCK_M) // 2  # in floats; of each stage lse and delta
-    # of dq a warp makes a part of 32 rows and WARP_D columns, in PACKS packs of a thread
-    WARP_M, WARP_D = 32, BLOCK_M * D // THREADS
-    WARPS_M, FRAGMENTS_D = BLOCK_M // WARP_M, WARP_D // 8
+    WARP_D = BLOCK_M * D // THREADS  # columns of dq of a warp
+    FRAGMENTS_D = WARP_D // 8
     PART, PACKS = (WARP_M // 16, FRAGMENTS_D, 4), WARP_M // 16 * FRAGMENTS_D
     load_keys, load_queries = load_pair(BLOCK_N, D, THREADS), load_pair(BLOCK_M, D, THREADS)
     multiply = multiply_rows(dtype, BLOCK_N, D, WARP_N, BLOCK_M)
     round_weights = as_operand(dtype, FRAGMENTS_N, FRAGMENTS_M)
     add = add_product(dtype, FRAGMENTS_N, BLOCK_M, D)
     add_dq = add_transposed(dtype, BLOCK_N, BLOCK_M, D, WARP_M, WARP_D)
-    swizzle_ds, pack = swizzle(BLOCK_M), pack_f16 if dtype == torch.float16 else pack_bf16
-    store, cp_async_wait_all = store_strided_rows(dtype, D, WARP_N), cp_async_wait(0)
+    load_dq, store_dq = load_sums(FRAGMENTS_D), store_queries(dtype, BLOCK_M, FRAGMENTS_D)
+    swizzle_ds, cp_async_wait_all = swizzle(BLOCK_M), cp_async_wait(0)
+    store = store_strided_rows(dtype, D, WARP_N)
 
     assert THREADS >= BLOCK_M, "a thread copies what belongs to a query"
 
@@ -179,8 +222,9 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
         # of each head of q the tiles from that on in which the first query sees the first key
         first_query = int32(max(n0 - offset, int32(0)))
         first = int32(first_query // BLOCK_M * BLOCK_M)
-        start_q += int64(first) * stride_qm  # from here on of the tile that is loaded next
-        start_do += int64(first) * stride_dom
+        # of the tile that is loaded next
+        from_q = start_q + int64(first) * stride_qm
+        from_do = start_do + int64(first) * stride_dom
 
         scale = sm_scale * LOG2_E
         rP, rdS = cuda.local.array(S, float32), cuda.local.array(S, float32)
@@ -196,7 +240,7 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
         load_keys(shared, sK, k, start_k, stride_kn, v, start_v, stride_vn, N - n0)
         if g < group:
             load(
-                *(shared, floats, int32(0), q, start_q, stride_qm, do, start_do, stride_dom),
+                *(shared, floats, int32(0), q, from_q, stride_qm, do, from_do, stride_dom),
                 *(lse, delta, int64(head * group + g) * M, m0, M),
             )
         cp_async_commit()
@@ -204,19 +248,22 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
         while g < group:
             cp_async_wait_all()
             cuda.syncthreads()  # the tiles have arrived for all, and all have left the other stage
-            if tile >= 0 and cuda.threadIdx.x == 0:
+            if IN_TURN and tile >= 0 and cuda.threadIdx.x == 0:
                 pass_turn(global_address(turns, int64(tile)), turn + int32(1))  # all have added
             g_next, m_next = g, int32(m0 + BLOCK_M)
-            start_q += int64(BLOCK_M) * stride_qm
-            start_do += int64(BLOCK_M) * stride_dom
+            from_q += int64(BLOCK_M) * stride_qm
+            from_do += int64(BLOCK_M) * stride_dom
             if m_next >= M:
-                start_q += stride_qh - int64(m_next - first) * stride_qm
-                start_do += stride_doh - int64(m_next - first) * stride_dom
+                from_q += stride_qh - int64(m_next - first) * stride_qm
+                from_do += stride_doh - int64(m_next - first) * stride_dom
                 g_next, m_next = int32(g + 1), first
+            if not IN_TURN:  # made anew: to go with the tile takes more registers than there are
+                from_q = start_q + g_next * stride_qh + int64(m_next) * stride_qm
+                from_do = start_do + g_next * stride_doh + int64(m_next) * stride_dom
             if g_next < group:
                 stage = int32((step + 1) % 2)
                 load(
-                    *(shared, floats, stage, q, start_q, stride_qm, do, start_do, stride_dom),
+                    *(shared, floats, stage, q, from_q, stride_qm, do, from_do, stride_dom),
                     *(lse, delta, int64(head * group + g_next) * M, m_next, M),
                 )
             cp_async_commit()
@@ -263,40 +310,34 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
 
             tile = int32((head * group + g) * tiles_m + m0 // BLOCK_M)
             # not the thread that passes turns, whose fence takes as long
-            if cuda.threadIdx.x == THREADS - 1:
+            if IN_TURN and cuda.threadIdx.x == THREADS - 1:
                 wait_turn(global_address(turns, int64(tile)), turn)
             cuda.syncthreads()  # ds has been written, and it is the block's turn
             sum = int64(tile) * (BLOCK_M * D) + (warp * PACKS * 32 + lane) * 4
-            for p in range(PACKS):
-                for e in range(4):
-                    rPack[e] = float32(0)
-                if turn > 0:
-                    load_pack(sums, sum + p * 128, rPack, 0)  # a warp moves 512 bytes at once
-                for e in range(4):
-                    rdQ[p // FRAGMENTS_D, p % FRAGMENTS_D, e] = rPack[e]
+            for i in range(WARP_M // 16):
+                for j in range(FRAGMENTS_D):
+                    for e in range(4):
+                        rdQ[i, j, e] = float32(0)
+            if IN_TURN and turn > 0:
+                load_dq(rdQ, sums, sum)
             add(rdK, operand, shared, sQ)  # while the sums are on their way
             add_dq(rdQ, shared, SDS, sK)
-            if n0 + BLOCK_N < seen_keys(min(m0 + BLOCK_M, M) - 1, N, offset):
+            if not IN_TURN or n0 + BLOCK_N < seen_keys(min(m0 + BLOCK_M, M) - 1, N, offset):
                 for p in range(PACKS):
                     for e in range(4):
                         rPack[e] = rdQ[p // FRAGMENTS_D, p % FRAGMENTS_D, e]
-                    store_pack(sums, sum + p * 128, rPack, 0)
+                    if IN_TURN:
+                        store_pack(sums, sum + p * 128, rPack, 0)
+                    else:
+                        c = (rPack[0], rPack[1], rPack[2], rPack[3])
+                        add_pack(global_address(sums, sum + p * 128), c)
             else:  # no query of the tile sees a later key
-                row = int32(m0 + warp % WARPS_M * WARP_M + lane // 4)
-                col = warp // WARPS_M * WARP_D + lane % 4 * 2
-                to = start_dq + g * stride_dqh + int64(row) * stride_dqm + col
-                for i in range(WARP_M // 16):
-                    for half in range(2):
-                        if row + i * 16 + half * 8 < M:
-                            for j in range(FRAGMENTS_D):
-                                low = rdQ[i, j, 2 * half] * sm_scale
-                                high = rdQ[i, j, 2 * half + 1] * sm_scale
-                                at = to + (i * 16 + half * 8) * stride_dqm + j * 8
-                                dq[at // 2] = pack(low, high)  # two elements a word
+                start = start_dq + g * stride_dqh
+                store_dq(rdQ, dq, start, stride_dqm, m0, M, sm_scale, lane, warp)
             g, m0, step = g_next, m_next, int32(step + 1)
         cp_async_wait_all()  # of keys that no query sees too
         cuda.syncthreads()  # all copies have arrived: the gradients leave through the place of k, v
-        if tile >= 0 and cuda.threadIdx.x == 0:
+        if IN_TURN and tile >= 0 and cuda.threadIdx.x == 0:
             pass_turn(global_address(turns, int64(tile)), turn + int32(1))
 
         for i in range(FRAGMENTS_N):
@@ -309,7 +350,36 @@ def flash_backward_kernel(dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS):
     return kernel
 
 
+@cache
+def round_sums_kernel(dtype, D, BLOCK_M, THREADS):
+    FRAGMENTS = BLOCK_M * D // THREADS // 8
+    PART, PACKS = (WARP_M // 16, FRAGMENTS, 4), WARP_M // 16 * FRAGMENTS
+    load, store = load_sums(FRAGMENTS), store_queries(dtype, BLOCK_M, FRAGMENTS)
+
+    @cuda.jit(launch_bounds=THREADS)
+    def kernel(sums, dq, H, M, stride_dqb, stride_dqh, stride_dqm, sm_scale):
+        lane, warp = int32(cuda.threadIdx.x % 32), int32(cuda.threadIdx.x // 32)
+        tiles_m = int32((M + BLOCK_M - 1) // BLOCK_M)
+        tile = cuda.blockIdx.x
+        head, m0 = int32(tile // tiles_m), int32(tile % tiles_m * BLOCK_M)
+        start = int64(head // H) * stride_dqb + head % H * stride_dqh
+        rdQ = cuda.local.array(PART, float32)
+        load(rdQ, sums, int64(tile) * (BLOCK_M * D) + (warp * PACKS * 32 + lane) * 4)
+        store(rdQ, dq, start, stride_dqm, m0, M, sm_scale, lane, warp)
+
+    return kernel
+
+
 def flash_backward(q, k, v, o, lse, do, causal, sm_scale):
+    return gradients(q, k, v, o, lse, do, causal, sm_scale, in_turn=True)
+
+
+def flash_backward_arrival(q, k, v, o, lse, do, causal, sm_scale):
+    """The same, but blocks add to dq as they arrive: its bits change from run to run."""
+    return gradients(q, k, v, o, lse, do, causal, sm_scale, in_turn=False)
+
+
+def gradients(q, k, v, o, lse, do, causal, sm_scale, in_turn):
     sm_scale = check(q, k, v, o, lse, do, causal, sm_scale)
     (B, H, M, D), (_, H_kv, N, _) = q.shape, k.shape
     dq, dk, dv = map(torch.empty_like, (q, k, v))
@@ -325,17 +395,27 @@ def flash_backward(q, k, v, o, lse, do, causal, sm_scale):
     # tiles of k and v, two stages of q and do and of lse and delta, a tile of ds
     shared_bytes = 4 * D * (BLOCK_N + 2 * BLOCK_M) + 16 * BLOCK_M + 2 * BLOCK_N * BLOCK_M
     tiles = B * H * -(-M // BLOCK_M)
+    IN_TURN = in_turn or N <= BLOCK_N  # the only block of keys has its turn at once
     sums = lse.new_empty(tiles * BLOCK_M * D if N > BLOCK_N else 0)
+    if not IN_TURN:
+        sums.zero_()
     turns = lse.new_zeros(tiles, dtype=torch.int32)
     Q, K, V, dO, dQ, dK, dV = (words(x) for x in (q, k, v, do, dq, dk, dv))
+    dQ = dQ.view(torch.int32)
     strides = []
     for x in (q, k, v, do, dq, dk, dv):
         strides += *x.stride()[:2], np.int32(x.stride(2))
-    kernel = flash_backward_kernel(q.dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS)
+    kernel = flash_backward_kernel(q.dtype, D, BLOCK_M, BLOCK_N, WARP_N, THREADS, IN_TURN)
     launch(
         *(kernel, (B * H_kv * -(-N // BLOCK_N),), (THREADS,)),
-        *(Q, K, V, lse.view(-1), delta.view(-1), dO, dQ.view(torch.int32), dK, dV, sums, turns),
+        *(Q, K, V, lse.view(-1), delta.view(-1), dO, dQ, dK, dV, sums, turns),
         *(*map(np.int32, (H_kv, H // H_kv, M, N, offset)), *strides, np.float32(sm_scale)),
         shared_bytes=shared_bytes,
     )
+    if not IN_TURN:
+        strides = *dq.stride()[:2], np.int32(dq.stride(2))
+        launch(
+            *(round_sums_kernel(q.dtype, D, BLOCK_M, THREADS), (tiles,), (THREADS,), sums, dQ),
+            *(np.int32(H), np.int32(M), *strides, np.float32(sm_scale)),
+        )
     return dq, dk, dv

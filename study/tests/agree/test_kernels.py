@@ -30,7 +30,8 @@ def cells():
 
 
 def check(cell):
-    if reason := registry.missing(cell.backend):
+    modes = registry.spec(cell.kernel).modes
+    if reason := registry.missing(modes.get(cell.backend, cell.backend)):
         pytest.skip(reason)
     row = verify.check(cell)
     if row["status"] == "unavailable":
@@ -40,6 +41,20 @@ def check(cell):
 
 @pytest.mark.parametrize("cell", cells(), ids=str)
 def test_agrees(cell):
+    check(cell)
+
+
+def cells_of_modes():
+    for kernel in registry.kernels():
+        spec = registry.spec(kernel)
+        for name in spec.modes:
+            for i, size in enumerate(spec.check_sizes):
+                dtype = spec.dtypes[i % len(spec.dtypes)]
+                yield Cell(kernel, name, dtype_name(dtype), size_text(size))
+
+
+@pytest.mark.parametrize("cell", list(cells_of_modes()), ids=str)
+def test_a_mode_agrees(cell):
     check(cell)
 
 

@@ -545,6 +545,18 @@ def test_cp_async_may_arrive_late(waits):
     assert list(out) == [0, 1, 2, 3] if waits else np.isnan(out).all()
 
 
+def test_a_pack_is_added():
+    def kernel(out, at):
+        access.add_pack(
+            access.global_address(out, at), (float32(1), float32(2), float32(3), out[0])
+        )
+
+    out = run(kernel, np.arange(8, dtype=np.float32) + 1, 4, block=(2,))
+    assert list(out) == [1, 2, 3, 4, 7, 10, 13, 10]
+    with pytest.raises(RuntimeError, match="16 bytes must start at a multiple of 16"):
+        run(kernel, np.zeros(8, np.float32), 1, block=(1,))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_packs(dtype):
     size = 16 // dtype().itemsize
