@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba.cuda import types
 
 from implementations.instructions.ptx import f4, f32, i4, i32, i64, on_gpu, ptx
-from implementations.tiers.cpu import bfloat16
+from implementations.tiers.cpu import bfloat16, demand_other_bits
 
 ADD = "red.global.add.v4.f32 [$0], {$1, $2, $3, $4};"  # from compute capability 9.0 on
 ADD_EACH = " ".join(f"red.global.add.f32 [$0+{4 * e}], ${e + 1};" for e in range(4))
@@ -242,6 +242,7 @@ def _add_pack(dst, values):
 def add_pack(dst, values):
     """dst[0] += values[0] and so on, 16 bytes of global memory: four additions that nobody waits
     for, in no order with those of other threads."""
+    demand_other_bits()
     aligned(dst)[:4] += np.array(values, np.float32)
 
 

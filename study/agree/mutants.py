@@ -72,7 +72,7 @@ RAISED = (
     ("AddressSanitizer|lie in no tensor", "addresses"),
     ("ThreadSanitizer", "races"),
     ("deadlock|takes no part|must be in the mask|never comes|does not follow", "deadlock"),
-    ("must have begun|must follow the|must stand|must stay as", "order"),
+    ("must be added in|must have begun|must follow the|must stand|must stay as", "order"),
     ("no answer within", "time limit"),
     ("terminated abruptly|killed by|exited with", "crash"),
     ("out of bounds|could not broadcast input array", "indices"),

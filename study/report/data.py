@@ -26,7 +26,7 @@ ARCH = "sm_90a"  # of its machine code
 COUNTED = {  # column of counters.csv → how it is shown
     **dict.fromkeys(("launches", "dram_read_bytes", "dram_write_bytes", "l2_bytes"), ",.0f"),
     **dict.fromkeys(("load_sectors_per_request", "store_sectors_per_request"), ".1f"),
-    **{"l2_hit_rate": "%", "occupancy": "%", "duration_us": ",.1f"},
+    **{"l2_hit_rate": "%", "occupancy": "%", "issue_rate": "%", "duration_us": ",.1f"},
 }
 COLUMNS = {  # of each table, those that the report uses
     "agreement": [
@@ -271,6 +271,8 @@ class Data:
         if row is None:
             return Estimate()
         note = "failed" if isinstance(row.error, str) and row.error else ""
+        if not note and math.isnan(row[what]):
+            note = "not counted"
         return Estimate(row[what], row[what], row[what], style, note)
 
     def moved(self, kernel: str, backend: str, dtype=None, size=None) -> Estimate:

@@ -1,4 +1,4 @@
-"""What the hardware counted of one call of each kernel: bytes, sectors, hits and occupancy, by ncu.
+"""What the hardware counted of one call of each kernel, by ncu: bytes, sectors, hits and warps.
 
 A row of counters.csv is a cell; its figures are of all `launches` of one call:
     dram_read_bytes, dram_write_bytes, l2_bytes   moved by the memory and by the L2. What is left in
@@ -9,6 +9,8 @@ A row of counters.csv is a cell; its figures are of all `launches` of one call:
                         accelerator's copies, and those of cp.async, are not counted here
     l2_hit_rate         a fraction of the sectors that the L2 was asked for
     occupancy           warps on a multiprocessor while it is busy, a fraction of the most it holds
+    issue_rate          of a busy multiprocessor's clocks, those in which a scheduler issues an
+                        instruction, a fraction; nothing in rows from before it was counted
     duration_us         the sum of the launches', at whatever clock the GPU has then: not a timing
     error               why there are no figures
 Caches are emptied before each launch, as nothing of the inputs is in them when a timed call begins;
@@ -67,6 +69,7 @@ METRICS = {
     "store_requests": "l1tex__t_requests_pipe_lsu_mem_global_op_st.sum",
     "l2_hit_rate": "lts__t_sector_hit_rate.pct",
     "occupancy": "sm__warps_active.avg.pct_of_peak_sustained_active",
+    "issue_rate": "sm__inst_issued.avg.pct_of_peak_sustained_active",
     "duration_us": "gpu__time_duration.sum",
 }
 UNITS = {"%": 0.01, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}  # to bytes, fractions and µs
@@ -74,7 +77,7 @@ UNITS |= {"ns": 1e-3, "nsecond": 1e-3, "ms": 1e3, "msecond": 1e3, "s": 1e6, "sec
 FIGURES = (
     *("launches", "dram_read_bytes", "dram_write_bytes", "l2_bytes"),
     *("load_sectors_per_request", "store_sectors_per_request"),
-    *("l2_hit_rate", "occupancy", "duration_us"),
+    *("l2_hit_rate", "occupancy", "issue_rate", "duration_us"),
 )
 COLUMNS = [*KEY, *FIGURES, "error", "source_hash"]
 
@@ -107,7 +110,8 @@ def parse(log: str) -> pd.DataFrame:
 def figures(launches: pd.DataFrame) -> dict:
     """The FIGURES of one call, from its launches; NaN where ncu has no value for one of them."""
     total = launches[list(METRICS)].sum(skipna=False)
-    for name, weight in (("l2_hit_rate", "l2_bytes"), ("occupancy", "duration_us")):
+    for name in ("l2_hit_rate", "occupancy", "issue_rate"):
+        weight = "l2_bytes" if name == "l2_hit_rate" else "duration_us"
         weighted = (launches[name] * launches[weight]).sum(skipna=False)
         total[name] = _quotient(weighted, total[weight])
     for kind in ("load", "store"):

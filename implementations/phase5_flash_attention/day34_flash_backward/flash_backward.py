@@ -151,7 +151,7 @@ CHECK = (  # B, H, G, M, N, D, causal; tiles have up to 128 queries or keys
     *((2, 2, 1, 3, 5, 64, True), (0, 1, 1, 2, 2, 64, False), (1, 2, 1, 0, 3, 64, True)),
     *((1, 2, 1, 3, 0, 128, False), (1, 1, 1, 1, 1, 128, True), (2, 2, 3, 2, 17, 64, False)),
     *((1, 1, 2, 65, 200, 64, True), (1, 1, 1, 133, 5, 64, True), (1, 2, 1, 130, 129, 64, False)),
-    *((1, 1, 1, 40, 260, 128, True), (3, 1, 1, 2, 3, 64, False)),
+    *((1, 1, 1, 40, 260, 128, True), (3, 1, 1, 2, 3, 64, False), (3, 3, 1, 2, 130, 64, False)),
 )
 BENCH = tuple(s for s in day_32.BENCH if s["M"] > 512)
 

@@ -55,6 +55,12 @@ def _described(device) -> Properties:
     return replace(PROPERTIES, **told(os.environ))
 
 
+def demand_other_bits() -> None:
+    """Refuse to add floats as they arrive, where the same bits are wanted of each run."""
+    if os.environ.get("STUDY_SAME_BITS"):
+        raise RuntimeError("floats must be added in an order, got an atomic addition")
+
+
 def demand_clusters() -> None:
     """RuntimeError where the GPU that hosts are told of has no clusters of blocks."""
     if not _described(None).clusters():

@@ -58,6 +58,20 @@ def test_a_mode_agrees(cell):
     check(cell)
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="a GPU adds as the kernel says; there its runs differ")
+@pytest.mark.parametrize(
+    ("kernel", "mode"), [(k, m) for k in registry.kernels() for m in registry.spec(k).modes]
+)
+def test_adding_as_blocks_arrive_is_refused_where_bits_must_be_the_same(monkeypatch, kernel, mode):
+    spec = registry.spec(kernel)
+    if reason := registry.missing(spec.modes[mode]):
+        pytest.skip(reason)
+    size = max(spec.check_sizes, key=lambda size: spec.work(spec.dtypes[0], **size).flops)
+    monkeypatch.setenv("STUDY_SAME_BITS", "1")
+    with pytest.raises(RuntimeError, match="floats must be added in an order"):
+        verify.check(Cell(kernel, mode, dtype_name(spec.dtypes[0]), size_text(size)))
+
+
 class Asked(Exception):
     """Whether a host gets fewer stages on a smaller GPU, instead of them."""
 

@@ -35,7 +35,7 @@ READ = 2147480000  # 2³¹ in a file of six digits
 
 def printed(launches, duration="ns"):
     """The log of ncu: launches are a kernel and its METRICS each, as text."""
-    units = ["byte", "byte", "byte", "sector", "", "sector", "", "%", "%", duration]
+    units = ["byte", "byte", "byte", "sector", "", "sector", "", "%", "%", "%", duration]
     names = sorted(METRICS.values())  # ncu sorts the columns, whatever order they are asked for in
     order = [list(METRICS.values()).index(name) for name in names]
     lines = [
@@ -50,14 +50,17 @@ def printed(launches, duration="ns"):
     return "\n".join([*lines, "==PROF== Disconnected from process 4242", ""])
 
 
-EMPTY = ("void empty_kernel<0>()", ["0"] * 9 + ["1,024"])
+EMPTY = ("void empty_kernel<0>()", ["0"] * 10 + ["1,024"])
 ADD = (
     "void vector_add_kernel<float>(const T1 *, const T1 *, T1 *, long)",
     ["2,147,483,648", "1,073,741,824", "3,221,225,472", "67,108,864", "4,194,304", "33,554,432"]
-    + ["2,097,152", "0.5", "87.25", "1,100,000"],
+    + ["2,097,152", "0.5", "87.25", "40", "1,100,000"],
 )
-FIRST = ("max_kernel", ["3,000", "1,000", "4,000", "96", "8", "0", "0", "20", "50", "3,000"])
-SECOND = ("sum_kernel", ["1,000", "2,000", "12,000", "32", "8", "64", "4", "60", "90", "1,000"])
+FIRST = ("max_kernel", ["3,000", "1,000", "4,000", "96", "8", "0", "0", "20", "50", "10", "3,000"])
+SECOND = (
+    "sum_kernel",
+    ["1,000", "2,000", "12,000", "32", "8", "64", "4", "60", "90", "30", "1,000"],
+)
 
 NCU = f"""#!{sys.executable} -SI
 # Stands for ncu: prints what plan.json says, or fails as it says.
@@ -114,7 +117,7 @@ def test_launches_are_read_in_bytes_fractions_and_microseconds():
     assert (row["dram_read_bytes"], row["dram_write_bytes"]) == (2**31, 2**30)
     assert (row["load_sectors"], row["store_requests"]) == (2**26, 2**21)
     assert row["l2_hit_rate"] == 0.005 and row["occupancy"] == 0.8725
-    assert row["duration_us"] == 1100
+    assert row["issue_rate"] == 0.4 and row["duration_us"] == 1100
 
 
 @pytest.mark.parametrize(("unit", "us"), [("nsecond", 1), ("ns", 1), ("us", 1e3), ("second", 1e9)])
@@ -136,6 +139,7 @@ def test_figures_of_a_call_of_several_launches():
     assert found["store_sectors_per_request"] == 16
     assert found["l2_hit_rate"] == pytest.approx((0.2 * 4 + 0.6 * 12) / 16)  # by bytes
     assert found["occupancy"] == pytest.approx((0.5 * 3 + 0.9 * 1) / 4)  # by duration
+    assert found["issue_rate"] == pytest.approx((0.1 * 3 + 0.3 * 1) / 4)
     assert found["duration_us"] == pytest.approx(4)
 
 

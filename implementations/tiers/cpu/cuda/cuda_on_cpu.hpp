@@ -5,6 +5,7 @@
 
 #include <bit>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <type_traits>
 #include <utility>
@@ -201,7 +202,7 @@ T update(T* p, F f) {
     T name(T* p, std::type_identity_t<T> value) {                        \
         return study::update(p, [=](T old) -> T { return expression; }); \
     }
-STUDY_ATOMIC(atomicAdd, old + value)
+STUDY_ATOMIC(add_atomically, old + value)
 STUDY_ATOMIC(atomicSub, old - value)
 STUDY_ATOMIC(atomicMin, value < old ? value : old)
 STUDY_ATOMIC(atomicMax, value > old ? value : old)
@@ -211,6 +212,14 @@ STUDY_ATOMIC(atomicOr, old | value)
 STUDY_ATOMIC(atomicXor, old ^ value)
 STUDY_ATOMIC(atomicInc, old >= value ? 0 : old + 1)
 STUDY_ATOMIC(atomicDec, old == 0 || old > value ? value : old - 1)
+
+// Floats are not added as they arrive where the same bits are wanted of each run.
+template <typename T>
+T atomicAdd(T* p, std::type_identity_t<T> value, study::Call call = study::from("atomicAdd")) {
+    if (!std::is_integral_v<T> && getenv("STUDY_SAME_BITS"))
+        study::fail(call, "floats must be added in an order, got an atomic addition");
+    return add_atomically(p, value);
+}
 
 template <typename T>
 T atomicCAS(T* p, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
