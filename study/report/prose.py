@@ -75,7 +75,7 @@ class Prose:
             "of_traffic",
             "faster_than",
             "workspace",
-            *("learns_alike", "last_loss"),
+            *("learns_alike", "apart_by_chance", "last_loss"),
             "gained",
             "nearly_best",
         )

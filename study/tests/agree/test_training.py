@@ -1,6 +1,7 @@
 """What a small transformer learns with each backend, and with a gradient that is wrong."""
 
 from dataclasses import replace
+from math import comb
 
 import pytest
 import torch
@@ -75,13 +76,18 @@ def test_curves_that_leave_the_seeds_are_told(kernel, made_up):
     data = Data.load(made_up)
     for backend in registry.BACKENDS:
         assert data.learns_alike(kernel, backend).value == 1
+        assert data.apart_by_chance(kernel, backend).value == 1
         assert data.last_loss(kernel, backend).value == pytest.approx(100 / 30 + 0.1)
     t = data.training
-    t.loc[(t.backend == "cupy") & (t.step > 10), "loss"] += 0.3  # the seeds span 0.2
+    t.loc[(t.backend == "cupy") & (t.step > 10), "loss"] += 3  # the seeds span 0.2
     assert data.learns_alike(kernel, "cupy").value == pytest.approx(1 / 3)
     assert data.learns_alike(kernel, "numba").value == 1
+    seeds = data.curves(kernel, "cupy").shape[1]  # only their own hands lie as far apart
+    assert data.apart_by_chance(kernel, "cupy").value == pytest.approx(2 / comb(2 * seeds, seeds))
+    assert data.apart_by_chance(kernel, "numba").value == 1
     without = replace(data, training=t[t.backend != "numba"])
     assert without.learns_alike(kernel, "numba").note == "not measured"
+    assert without.apart_by_chance(kernel, "numba").note == "not measured"
 
 
 @kernels
