@@ -77,7 +77,9 @@ PALETTE = (
 )
 NAMED_BELOW = 0.85  # of the limit: above, where most points lie, names would cover each other
 LABELS = 15  # along a figure's width, without overlap
-BASELINE = (("X", (1, 1.5)), ("P", (4, 2)), ("d", (6, 2, 1, 2)))  # all in grey
+# all in grey
+BASELINE = (("X", (1, 1.5)), ("P", (4, 2)), ("d", (6, 2, 1, 2)), ("v", (2, 1, 1, 1)))
+LEGEND = 5  # entries that stand beside each other above a figure, and one more if it is the last
 
 
 def looks() -> dict[str, Look]:
@@ -130,7 +132,7 @@ def _legend(figure: Figure, entries: dict[str, Line2D]) -> None:
         entries.keys(),
         loc="lower left",
         bbox_to_anchor=(0.0, 1.0),
-        ncols=len(entries),
+        ncols=LEGEND if len(entries) > LEGEND + 1 else len(entries),
         handlelength=2.6,
         columnspacing=1.3,
         borderaxespad=0,
