@@ -144,11 +144,15 @@ def _lacks(capability: tuple[int, int]) -> str | None:
 
 
 def load(kernel: str, backend: str) -> Callable:
-    """The host function of `kernel` in `backend`, with the reference's name and parameters.
+    """The host function of `kernel` in `backend`, with the reference's name and parameters, or what
+    stands for that in one of its modes.
 
     Raises Unavailable, with the reason, where it cannot run here; TypeError where its parameters
     are not the reference's.
     """
+    if of := spec(kernel).modes.get(backend):
+        load(kernel, of)  # which puts in place what a mode of it needs as well
+        return spec(kernel).baselines[backend]
     if reason := missing(backend):
         raise Unavailable(f"{backend}: {reason}")
     module = _module(kernel, f"_{backend}")

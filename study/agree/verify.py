@@ -93,9 +93,8 @@ def check(cell: Cell) -> dict:
     the same places. What the kernel raises is passed on.
     """
     try:
-        spec = registry.spec(cell.kernel)
-        host = registry.load(cell.kernel, spec.modes.get(cell.backend, cell.backend))
-        return _check(cell, spec.called(spec.baselines.get(cell.backend, host)))
+        host = registry.load(cell.kernel, cell.backend)
+        return _check(cell, registry.spec(cell.kernel).called(host))
     except registry.Unavailable as error:
         return _row(cell, "unavailable", str(error))
     except torch.OutOfMemoryError:

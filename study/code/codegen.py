@@ -221,8 +221,10 @@ def inputs(cell: Cell) -> tuple:
 
 def variants(cell: Cell) -> list[dict]:
     """What the cell launches, as columns of codegen.csv. In a worker with ENVIRONMENT."""
-    host = registry.spec(cell.kernel).called(registry.load(cell.kernel, cell.backend))
-    package = import_module(registry.BACKENDS[cell.backend].packages[0])
+    spec = registry.spec(cell.kernel)
+    host = spec.called(registry.load(cell.kernel, cell.backend))
+    backend = spec.modes.get(cell.backend, cell.backend)
+    package = import_module(registry.BACKENDS[backend].packages[0])
     offline.launches.clear()
     host(*inputs(cell))
     compiled_by = {"package": f"{package.__name__} {package.__version__}"}

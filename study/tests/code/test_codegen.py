@@ -345,6 +345,22 @@ def test_rule_when_compiled_anew(anew, kernel, backend, rule):
     assert rule(first, found), "\n" + found[SHOWN].to_string()
 
 
+def test_modes_spill_nothing_but_one():
+    cells = [
+        Cell(kernel, mode, dtype_name(registry.spec(kernel).dtypes[0]), size_text(size))
+        for kernel in registry.kernels()
+        for mode in registry.spec(kernel).modes
+        for size in registry.spec(kernel).bench_sizes
+    ]
+    found = pd.DataFrame(sum(codegen.rows(cells, codegen.ARCHS[:1]), []))
+    assert set(found["error"]) == {""}
+    spilling = found[found["spill_bytes"] > 0]
+    # at D = 64, where it keeps two registers in local memory for some steps
+    assert [*zip(spilling["backend"], spilling["spill_bytes"], strict=True)] == [
+        ("arrival_numba", 12)
+    ]
+
+
 # --- kernels that break them ----------------------------------------------------------------------
 
 CUPY = """
