@@ -136,6 +136,10 @@ class KernelSpec:
         gradient = self.make_gradient and self.make_gradient(dtype, device, seed, **size)
         return inputs if gradient is None else (*inputs, gradient)
 
+    def backend_of(self, name: str) -> str:
+        """The backend that a mode is of; of any other name itself."""
+        return self.modes.get(name, name)
+
     def called(self, function: Callable) -> Callable:
         """What is judged and timed of a function with the reference's parameters: itself, and of a
         kernel that torch differentiates what gives its output and then each tensor's gradient."""

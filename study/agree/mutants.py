@@ -108,9 +108,8 @@ def attempt(cell: Cell, root: Path | None, conditions: Conditions) -> Outcome:
     """
     import torch._dynamo  # noqa: F401  (torch would import it in each fork, for a second or more)
 
-    modes = registry.spec(cell.kernel).modes
     # which imports its packages, here and not in each fork
-    registry.missing(modes.get(cell.backend, cell.backend))
+    registry.missing(registry.spec(cell.kernel).backend_of(cell.backend))
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
         return pool.submit(_attempt, cell, root, conditions).result()
 

@@ -106,7 +106,7 @@ def reference(kernel: str) -> str:
 def function(entry: Cell) -> Callable:
     """The implementation or the baseline that is called for an entry. Raises Unavailable."""
     spec = registry.spec(entry.kernel)
-    if entry.backend in spec.baselines:
+    if entry.backend in spec.baselines and entry.backend not in spec.modes:
         return spec.called(spec.baselines[entry.backend])
     if DEVICE == "cuda":
         torch.cuda.init()  # before which nobody knows what the GPU lacks

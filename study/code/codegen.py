@@ -223,8 +223,7 @@ def variants(cell: Cell) -> list[dict]:
     """What the cell launches, as columns of codegen.csv. In a worker with ENVIRONMENT."""
     spec = registry.spec(cell.kernel)
     host = spec.called(registry.load(cell.kernel, cell.backend))
-    backend = spec.modes.get(cell.backend, cell.backend)
-    package = import_module(registry.BACKENDS[backend].packages[0])
+    package = import_module(registry.BACKENDS[spec.backend_of(cell.backend)].packages[0])
     offline.launches.clear()
     host(*inputs(cell))
     compiled_by = {"package": f"{package.__name__} {package.__version__}"}

@@ -370,12 +370,13 @@ class Data:
         ours, theirs = (self.curves(kernel, b) for b in (backend, reference(kernel)))
         if ours.empty or theirs.empty:
             return Estimate(note="not measured")
-        curves, size = np.hstack([ours, theirs]), ours.shape[1]
-        hands = np.array([*combinations(range(curves.shape[1]), size)])  # theirs is the first
-        dealt = np.zeros((curves.shape[1], len(hands)))
-        dealt[hands.T, np.arange(len(hands))] = 1
-        means = curves @ dealt / size, curves @ (1 - dealt) / (len(dealt) - size)
-        apart = np.abs(means[0] - means[1]).mean(axis=0)
+        curves = np.hstack([ours, theirs])
+        hands = combinations(range(curves.shape[1]), ours.shape[1])  # ours is the first
+        between = [
+            curves[:, hand].mean(axis=1) - np.delete(curves, hand, axis=1).mean(axis=1)
+            for hand in hands
+        ]
+        apart = np.abs(between).mean(axis=1)
         share = (apart >= apart[0] * (1 - 1e-9)).mean()
         return Estimate(share, share, share, "%")
 

@@ -110,8 +110,8 @@ def parse(log: str) -> pd.DataFrame:
 def figures(launches: pd.DataFrame) -> dict:
     """The FIGURES of one call, from its launches; NaN where ncu has no value for one of them."""
     total = launches[list(METRICS)].sum(skipna=False)
-    for name in ("l2_hit_rate", "occupancy", "issue_rate"):
-        weight = "l2_bytes" if name == "l2_hit_rate" else "duration_us"
+    weights = {"l2_hit_rate": "l2_bytes", "occupancy": "duration_us", "issue_rate": "duration_us"}
+    for name, weight in weights.items():
         weighted = (launches[name] * launches[weight]).sum(skipna=False)
         total[name] = _quotient(weighted, total[weight])
     for kind in ("load", "store"):

@@ -1,7 +1,8 @@
-"""Every kernel in every backend, dtype and check size agrees, touching only its outputs.
+"""Every kernel in every backend, mode, dtype and check size agrees, touching only its outputs.
 
 On a CPU, which takes its time, a backend has each size in one dtype, by turns: the next backend has
-it in the next. `study verify` has them all, and data/ only what it has found on a GPU.
+it in the next. `study verify` has them all but the modes, and data/ only what it has found on a
+GPU.
 """
 
 from dataclasses import replace
@@ -24,14 +25,14 @@ from study.tests import chosen, noted
 def cells():
     for kernel in registry.kernels():
         dtypes, sizes = registry.spec(kernel).dtypes, registry.spec(kernel).check_sizes
-        for (i, size), (j, backend) in product(enumerate(sizes), enumerate(registry.BACKENDS)):
+        backends = (*registry.BACKENDS, *registry.spec(kernel).modes)
+        for (i, size), (j, backend) in product(enumerate(sizes), enumerate(backends)):
             for dtype in dtypes if DEVICE == "cuda" else [dtypes[(i + j) % len(dtypes)]]:
                 yield Cell(kernel, backend, dtype_name(dtype), size_text(size))
 
 
 def check(cell):
-    modes = registry.spec(cell.kernel).modes
-    if reason := registry.missing(modes.get(cell.backend, cell.backend)):
+    if reason := registry.missing(registry.spec(cell.kernel).backend_of(cell.backend)):
         pytest.skip(reason)
     row = verify.check(cell)
     if row["status"] == "unavailable":
@@ -41,20 +42,6 @@ def check(cell):
 
 @pytest.mark.parametrize("cell", cells(), ids=str)
 def test_agrees(cell):
-    check(cell)
-
-
-def cells_of_modes():
-    for kernel in registry.kernels():
-        spec = registry.spec(kernel)
-        for name in spec.modes:
-            for i, size in enumerate(spec.check_sizes):
-                dtype = spec.dtypes[i % len(spec.dtypes)]
-                yield Cell(kernel, name, dtype_name(dtype), size_text(size))
-
-
-@pytest.mark.parametrize("cell", list(cells_of_modes()), ids=str)
-def test_a_mode_agrees(cell):
     check(cell)
 
 
